@@ -1,0 +1,137 @@
+"""The command line: ``scaletot VERB --config FILE --config.key=value --workdir DIR``.
+
+Exit codes: 0 done; 1 an unexpected failure; 2 usage or configuration; 3 bad input data; 4 a run directory of another
+configuration or in use; 5 a resource ran out; 130 interrupted (continue with the same command).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from scaletot_jax import __version__
+from scaletot_jax.errors import ConfigError, ScaleToTError
+
+VERBS = {
+    "plan": "what a run would cost, before anything is spent: users, calls, tokens, minutes, memory, disk",
+    "prepare": "read and validate the table, split users, fit prompts and features",
+    "teach": "the teacher turns sparse profiles into typed user-state chains (bounded entropy-guided tree of thought)",
+    "sft": "the student learns the chains from the profile alone",
+    "osipo": "the student improves on outcomes (segment-aware implicit reward policy optimisation)",
+    "distill": "the student's reasoning states become a light profile encoder",
+    "score": "the whole population gets its embedding, without the language model",
+    "evaluate": "LTV heads with and without the embedding, intervals, and the verdict",
+    "report": "one self-contained HTML page",
+    "run": "all of the above from prepare to report; finished stages are not done again",
+}
+
+_EPILOG = """examples:
+  scaletot plan --config configs/quickstart.py
+  scaletot run  --config configs/quickstart.py --workdir runs/quickstart
+  scaletot run  --config configs/quickstart.py --workdir runs/mine \\
+      --config.data.name=parquet --config.data.path=users.parquet --config.data.schema=users.yaml
+  scaletot teach --config configs/quickstart.py --workdir runs/quickstart --config.teacher.beam=1 --on-change=redo
+
+Every key of the configuration can be set as --config.section.key=value; 'scaletot plan' prints them all.
+A killed command continues where it was when it is typed again. Exit codes: 0 done, 1 unexpected, 2 usage or
+configuration, 3 bad input, 4 run directory of another configuration or in use, 5 out of disk, memory or budget,
+130 interrupted."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scaletot",
+        description="LLM reasoning about sparse users, distilled into a light encoder that serves everyone.",
+        epilog="verbs:\n" + "\n".join(f"  {verb:<9} {text}" for verb, text in VERBS.items()) + "\n\n" + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=list(VERBS), metavar="VERB", help="what to do, see below")
+    parser.add_argument("--config", required=True, metavar="FILE", help="a recipe, e.g. configs/quickstart.py")
+    parser.add_argument("--workdir", default="", metavar="DIR", help="the run directory (default: runs/<recipe name>)")
+    parser.add_argument(
+        "--on-change",
+        choices=("refuse", "redo"),
+        default="refuse",
+        help="when a stage in the run directory was done with another configuration (default: refuse, showing what changed)",
+    )
+    parser.add_argument("--version", action="version", version=f"scaletot_jax {__version__}")
+    return parser
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Takes ``--config.a.b=value`` (or ``--config.a.b value``) out of the arguments."""
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        key, equals, value = argument[len("--config.") :].partition("=")
+        if not equals:
+            if not queue:
+                raise ConfigError("a configuration override has no value", where=argument, do=f"write {argument}=VALUE")
+            value = queue.pop(0)
+        overrides.append((key, value))
+    return rest, overrides
+
+
+def _execute(arguments: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from scaletot_jax.config import load_config, override, validate
+
+    rest, overrides = _split_overrides(arguments)
+    options = _parser().parse_args(rest)
+    config = load_config(options.config)
+    for key, value in overrides:
+        override(config, key, value)
+    validate(config)
+    workdir = Path(options.workdir or Path("runs") / Path(options.config).stem)
+
+    if options.verb == "plan":
+        from scaletot_jax.plan import plan, show
+
+        print(show(plan(config, workdir)))
+        return 0
+
+    from scaletot_jax.pipeline import run_all, verdict
+    from scaletot_jax.run import STAGES
+
+    run_all(config, workdir, on_change=options.on_change, stages=STAGES if options.verb == "run" else (options.verb,))
+    if options.verb in ("run", "report"):
+        print(f"report:  {workdir / 'report' / 'report.html'}")
+    if options.verb == "run":
+        print(f"verdict: {verdict(workdir)}")
+    elif options.verb != "report":
+        print(f"{options.verb}: {workdir / options.verb}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``scaletot`` command; returns the exit code."""
+    # Float32 on the CPU is the reference; TensorFlow, torch and the hub are never wanted by anything imported here.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        return _execute(sys.argv[1:] if arguments is None else arguments)
+    except ScaleToTError as error:
+        print(f"scaletot: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("scaletot: interrupted; the same command continues where it was", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print(
+            "scaletot: out of memory\n  what to do: lower teacher.batch_size, sft.batch_size or score.batch_size",
+            file=sys.stderr,
+        )
+        return 5
+    except BrokenPipeError:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""The configuration: every key with its default, and strict overrides.
+
+A recipe is a Python file with ``get_config()`` that starts from :func:`default_config`. Keys are locked: an unknown
+key or a value of another type is a :class:`~scaletot_jax.errors.ConfigError` that names the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ml_collections import ConfigDict
+
+from scaletot_jax.errors import ConfigError
+
+
+def default_config() -> ConfigDict:
+    """All keys, with the defaults of a full-size run. Sections follow the stations of the line."""
+    config = ConfigDict()
+    config.seed = 0
+
+    # profiles and data
+    config.data = ConfigDict()
+    config.data.name = "complete_journey"  # complete_journey | oulad | kuairand_pure | synthetic | parquet
+    config.data.path = ""  # with name=parquet: the table
+    config.data.schema = ""  # a schema file or the name of a built-in one; empty: the builder's own
+    config.data.manual_dir = ""  # official downloads of oulad and kuairand_pure
+    config.data.low_activity = True  # keep only the builder's low-activity population
+    config.data.profile_fields = "static+early"  # static | static+early
+    config.data.limit = 0  # keep at most this many rows (0: all), chosen by user hash
+
+    config.split = ConfigDict()  # fractions of users (groups), by hash; they sum to 1
+    config.split.teacher = 0.25  # teacher chains, SFT, OSIPO
+    config.split.distill = 0.20  # student states for the encoder
+    config.split.head = 0.30  # labels for the LTV heads
+    config.split.val = 0.10
+    config.split.test = 0.15
+    config.split.time_forward = True  # where the schema has a snapshot date: val and test lie after the training labels
+
+    # language model
+    config.lm = ConfigDict()
+    config.lm.weights = "smollm2"  # smollm2 | a .gguf file | a Hugging Face directory
+    config.lm.chain_spec = ""  # a chain specification file or built-in name; empty: the data set's own
+    config.lm.max_profile_tokens = 120
+
+    # teacher
+    config.teacher = ConfigDict()
+    config.teacher.num_profiles = 2000  # distinct profiles reasoned about, drawn from the teacher split
+    config.teacher.pilot_profiles = 500  # label-blind pilot, the first of them
+    config.teacher.batch_size = 8
+    config.teacher.answer = "pooled"  # the stored soft label: direct | chain | pooled
+    config.teacher.scoring = "auto"  # auto (the pilot decides) | trie | full
+    config.teacher.paraphrases = 2
+    config.teacher.beam = 2
+    config.teacher.candidates = 3
+    config.teacher.refine_quantile = 0.70  # threshold of u, per slot, from the pilot
+    config.teacher.min_gain = 0.05
+    config.teacher.max_refined_nodes = 3
+    config.teacher.max_samples = 45
+    config.teacher.max_calls = 24
+    config.teacher.max_tokens = 4096
+    config.teacher.deadline_s = 0.0  # per profile; 0: none (a deadline makes a run irreproducible)
+
+    # student
+    config.student = ConfigDict()
+    config.student.num_layers = 0  # 0: all; else the first layers, calibrated to the model's own head
+    config.student.lora_rank = 16
+    config.student.lora_alpha = 32.0
+
+    config.sft = ConfigDict()
+    config.sft.epochs = 2
+    config.sft.batch_size = 8
+    config.sft.learning_rate = 1e-3
+    config.sft.warmup_steps = 5
+    config.sft.weight_decay = 0.0
+    config.sft.clip_norm = 1.0
+    config.sft.answer_weight = 1.0
+    config.sft.checkpoint_every = 10
+
+    config.osipo = ConfigDict()
+    config.osipo.updates = 100
+    config.osipo.prompts = 8
+    config.osipo.rollouts = 8
+    config.osipo.temperature = 1.0
+    config.osipo.learning_rate = 1e-4
+    config.osipo.reward_learning_rate = 1e-4
+    config.osipo.warmup_updates = 2  # updates of the reward model alone, process weight 0
+    config.osipo.process_weight = 0.1
+    config.osipo.gamma = 0.0
+    config.osipo.beta = 0.5
+    config.osipo.min_scale = 1e-3
+    config.osipo.clip_low = 0.2
+    config.osipo.clip_high = 0.28
+    config.osipo.ratio = "segment"
+    config.osipo.aggregation = "segment_mean"
+    config.osipo.kl_weight = 1e-3
+    config.osipo.answer_weight = 1.0
+    config.osipo.sft_weight = 0.05
+    config.osipo.clip_norm = 1.0
+    config.osipo.checkpoint_every = 1
+    config.osipo.eval_profiles = 200  # held-out profiles of the validation split for the student's RPS
+
+    # encoder
+    config.distill = ConfigDict()
+    config.distill.num_profiles = 2000  # distinct profiles of the distill split, beside the teacher's
+    config.distill.chains = 4  # sampled chains a profile
+    config.distill.layer = "auto"  # auto (probe) | a fraction of the depth such as "0.75"
+    config.distill.dim = 64
+    config.distill.whiten_dim = 64
+    config.distill.width = 256
+    config.distill.field_dropout = 0.2
+    config.distill.steps = 2000
+    config.distill.batch_size = 256
+    config.distill.learning_rate = 1e-3
+    config.distill.checkpoint_every = 500
+
+    config.score = ConfigDict()
+    config.score.batch_size = 8192
+    config.score.shard_rows = 1_000_000
+
+    # evaluation
+    config.head = ConfigDict()
+    config.head.seeds = 5
+    config.head.width = 64
+    config.head.steps = 1500
+    config.head.batch_size = 256
+    config.head.learning_rate = 2e-3
+    config.head.weight_decay = 1e-3
+
+    config.evaluate = ConfigDict()
+    config.evaluate.bootstrap = 1000
+    config.evaluate.level = 0.95
+
+    config.report = ConfigDict()
+    config.report.chains = 6  # examples shown
+    config.lock()
+    return config
+
+
+_CHOICES = {
+    "data.name": ("complete_journey", "oulad", "kuairand_pure", "synthetic", "parquet"),
+    "data.profile_fields": ("static", "static+early"),
+    "teacher.answer": ("direct", "chain", "pooled"),
+    "teacher.scoring": ("auto", "trie", "full"),
+    "osipo.ratio": ("segment", "token", "sequence"),
+    "osipo.aggregation": ("segment_mean", "token_mean", "sequence_mean", "constant"),
+}
+
+
+def load_config(path: str | Path) -> ConfigDict:
+    """Runs ``get_config()`` of a recipe file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(
+            "the configuration file is missing", where=str(path), do="pass --config=configs/quickstart.py or your own"
+        )
+    spec = importlib.util.spec_from_file_location("scaletot_recipe", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            "the recipe sets a key that does not exist or a value of the wrong type", where=str(path), why=str(error)
+        ) from error
+    except (SyntaxError, ImportError) as error:
+        raise ConfigError("the recipe cannot be read", where=str(path), why=str(error)) from error
+    return config
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets the dotted ``key`` from its text form, e.g. ``override(config, "sft.epochs", "3")``."""
+    *parents, leaf = key.split(".")
+    node: Any = config
+    for part in parents:
+        if not isinstance(node, ConfigDict) or part not in node:
+            raise _unknown(config, key)
+        node = node[part]
+    if not isinstance(node, ConfigDict) or leaf not in node:
+        raise _unknown(config, key)
+    old = node[leaf]
+    if isinstance(old, ConfigDict):
+        raise ConfigError(
+            f"'{key}' is a section, not a value",
+            where=f"--config.{key}={text}",
+            do=f"set one of: {', '.join(sorted(old))}",
+        )
+    node[leaf] = _parse(key, text, old)
+
+
+def _parse(key: str, text: str, old: Any) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("a value cannot be read", where=f"--config.{key}={text}", why=str(error)) from error
+    if isinstance(old, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is type(old):
+        return value
+    raise ConfigError(
+        "a value has the wrong type",
+        where=f"--config.{key}={text}",
+        why=f"{key} is of type {type(old).__name__} (default {old!r})",
+    )
+
+
+def _unknown(config: ConfigDict, key: str) -> ConfigError:
+    known = list(_leaves(config))
+    close = difflib.get_close_matches(key, known, n=3)
+    hint = f"did you mean {', '.join(close)}?" if close else "see 'scaletot plan' for every key with its value"
+    return ConfigError("unknown configuration key", where=key, do=hint)
+
+
+def _leaves(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuses impossible combinations before anything is loaded; names the key."""
+    flat = {key: _get(config, key) for key in _leaves(config)}
+    for key, choices in _CHOICES.items():
+        if flat[key] not in choices:
+            raise ConfigError(
+                "a value is not one of the choices",
+                where=key,
+                why=f"{flat[key]!r}",
+                do=f"choose one of {', '.join(choices)}",
+            )
+    fractions = [flat[f"split.{name}"] for name in ("teacher", "distill", "head", "val", "test")]
+    if any(fraction <= 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(
+            "the split fractions must be positive and sum to 1", where="split", why=f"they are {fractions}"
+        )
+    for key in (
+        "teacher.num_profiles", "teacher.pilot_profiles", "teacher.batch_size", "teacher.paraphrases", "teacher.beam",
+        "teacher.candidates", "sft.epochs", "sft.batch_size", "osipo.updates", "osipo.prompts", "osipo.rollouts",
+        "distill.num_profiles", "distill.chains", "distill.dim", "distill.steps", "score.batch_size", "score.shard_rows",
+        "head.seeds", "head.steps", "evaluate.bootstrap", "student.lora_rank",
+    ):  # fmt: skip
+        if flat[key] < 1:
+            raise ConfigError("a count must be at least 1", where=key, why=f"it is {flat[key]}")
+    for key in (
+        "sft.learning_rate",
+        "osipo.learning_rate",
+        "osipo.reward_learning_rate",
+        "osipo.temperature",
+        "osipo.beta",
+        "osipo.min_scale",
+    ):
+        if not flat[key] > 0:
+            raise ConfigError("a rate must be above 0", where=key, why=f"it is {flat[key]}")
+    if flat["teacher.pilot_profiles"] > flat["teacher.num_profiles"]:
+        raise ConfigError(
+            "the pilot is drawn from the reasoned profiles",
+            where="teacher.pilot_profiles",
+            why=f"{flat['teacher.pilot_profiles']} > teacher.num_profiles = {flat['teacher.num_profiles']}",
+        )
+    if flat["data.name"] == "parquet" and not (flat["data.path"] and flat["data.schema"]):
+        raise ConfigError(
+            "a table of your own needs a path and a schema",
+            where="data.path, data.schema",
+            do="set both, e.g. --config.data.path=users.parquet --config.data.schema=users.yaml",
+        )
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value

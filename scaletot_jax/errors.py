@@ -1,0 +1,52 @@
+"""Errors a user can act on: what happened, where, why, and what to do next.
+
+Every error raised on purpose is a :class:`ScaleToTError`. The command line prints it without a traceback and exits with
+the class's ``exit_code``; these codes are stable and documented in ``docs/cli.md``.
+"""
+
+from __future__ import annotations
+
+
+class ScaleToTError(Exception):
+    """An expected failure.
+
+    Args:
+      what: what went wrong, in one sentence.
+      where: the place: a file, and a row, field or configuration key where there is one.
+      why: the reason, as far as it is known.
+      do: what the reader can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", do: str = ""):
+        self.what, self.where, self.why, self.do = what, where, why, do
+        parts = [what]
+        for label, text in (("where", where), ("why", why), ("what to do", do)):
+            if text:
+                parts.append(f"  {label}: {text}")
+        super().__init__("\n".join(parts))
+
+
+class ConfigError(ScaleToTError):
+    """A configuration key or command-line argument is unknown, of the wrong type, or impossible."""
+
+    exit_code = 2
+
+
+class DataError(ScaleToTError):
+    """An input file (table, schema, chain specification, weights) is missing, damaged or invalid."""
+
+    exit_code = 3
+
+
+class StaleRunError(ScaleToTError):
+    """A run directory holds work of another configuration, or is in use by another process."""
+
+    exit_code = 4
+
+
+class ResourceError(ScaleToTError):
+    """The machine ran out of something: disk, memory, time or budget."""
+
+    exit_code = 5

