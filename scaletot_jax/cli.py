@@ -7,12 +7,15 @@ configuration or in use; 5 a resource ran out; 130 interrupted (continue with th
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import sys
 from collections.abc import Sequence
 
 from scaletot_jax import __version__
 from scaletot_jax.errors import ConfigError, ScaleToTError
+
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
 VERBS = {
     "plan": "what a run would cost, before anything is spent: users, calls, tokens, minutes, memory, disk",
@@ -113,8 +116,9 @@ def _execute(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``scaletot`` command; returns the exit code."""
-    # Float32 on the CPU is the reference; TensorFlow, torch and the hub are never wanted by anything imported here.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not any(glob.glob(pattern) for pattern in _ACCELERATORS):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an installed libtpu would look for a TPU for seconds, noisily
     try:
         return _execute(sys.argv[1:] if arguments is None else arguments)
     except ScaleToTError as error:

@@ -39,6 +39,7 @@ def default_config() -> ConfigDict:
     config.split.val = 0.10
     config.split.test = 0.15
     config.split.time_forward = True  # where the schema has a snapshot date: val and test lie after the training labels
+    config.split.evaluation_share = 0.4  # share of the snapshot dates, the latest, on which val and test lie
 
     # language model
     config.lm = ConfigDict()
@@ -52,6 +53,7 @@ def default_config() -> ConfigDict:
     config.teacher.pilot_profiles = 500  # label-blind pilot, the first of them
     config.teacher.batch_size = 8
     config.teacher.answer = "pooled"  # the stored soft label: direct | chain | pooled
+    config.teacher.base_rate = True  # shift the mean answer to the aggregate base rate of the training rows
     config.teacher.scoring = "auto"  # auto (the pilot decides) | trie | full
     config.teacher.paraphrases = 2
     config.teacher.beam = 2
@@ -70,6 +72,13 @@ def default_config() -> ConfigDict:
     config.student.lora_rank = 16
     config.student.lora_alpha = 32.0
 
+    config.student.exit_texts = 64  # texts on which the exit map of a shorter student is fitted
+
+    config.mesh = ConfigDict()  # devices for SFT and OSIPO: data × fsdp × tensor
+    config.mesh.data = 1  # 0: as many as there are
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
     config.sft = ConfigDict()
     config.sft.epochs = 2
     config.sft.batch_size = 8
@@ -87,7 +96,7 @@ def default_config() -> ConfigDict:
     config.osipo.temperature = 1.0
     config.osipo.learning_rate = 1e-4
     config.osipo.reward_learning_rate = 1e-4
-    config.osipo.warmup_updates = 2  # updates of the reward model alone, process weight 0
+    config.osipo.warmup_updates = 2  # first updates, with process weight 0: the reward model has learnt nothing yet
     config.osipo.process_weight = 0.1
     config.osipo.gamma = 0.0
     config.osipo.beta = 0.5
@@ -101,6 +110,8 @@ def default_config() -> ConfigDict:
     config.osipo.sft_weight = 0.05
     config.osipo.clip_norm = 1.0
     config.osipo.checkpoint_every = 1
+    config.osipo.kl_limit = 16.0  # nats a chain from the SFT policy; beyond it the process weight stays 0
+    config.osipo.eval_chains = 2  # chains a held-out profile, whose answers are averaged
     config.osipo.eval_profiles = 200  # held-out profiles of the validation split for the student's RPS
 
     # encoder
@@ -244,11 +255,22 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             "the split fractions must be positive and sum to 1", where="split", why=f"they are {fractions}"
         )
+    if not 0 < flat["split.evaluation_share"] < 1:
+        raise ConfigError(
+            "the evaluation share must lie between 0 and 1",
+            where="split.evaluation_share",
+            why=f"it is {flat['split.evaluation_share']}",
+        )
+    for key in ("data.limit",):
+        if flat[key] < 0:
+            raise ConfigError("a limit cannot be negative", where=key, why=f"it is {flat[key]}", do="0 means no limit")
     for key in (
         "teacher.num_profiles", "teacher.pilot_profiles", "teacher.batch_size", "teacher.paraphrases", "teacher.beam",
         "teacher.candidates", "sft.epochs", "sft.batch_size", "osipo.updates", "osipo.prompts", "osipo.rollouts",
         "distill.num_profiles", "distill.chains", "distill.dim", "distill.steps", "score.batch_size", "score.shard_rows",
         "head.seeds", "head.steps", "evaluate.bootstrap", "student.lora_rank",
+        "student.exit_texts", "sft.checkpoint_every", "osipo.checkpoint_every", "osipo.eval_profiles", "osipo.eval_chains",
+        "mesh.fsdp", "mesh.tensor",
     ):  # fmt: skip
         if flat[key] < 1:
             raise ConfigError("a count must be at least 1", where=key, why=f"it is {flat[key]}")
@@ -259,6 +281,7 @@ def validate(config: ConfigDict) -> None:
         "osipo.temperature",
         "osipo.beta",
         "osipo.min_scale",
+        "osipo.kl_limit",
     ):
         if not flat[key] > 0:
             raise ConfigError("a rate must be above 0", where=key, why=f"it is {flat[key]}")

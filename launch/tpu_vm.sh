@@ -1,0 +1,200 @@
+#!/usr/bin/env bash
+# ScaleToT on a Cloud TPU VM: create, setup, run, status, delete. --help says how.
+set -euo pipefail
+export LC_ALL=C # [a-z] means exactly these 26 letters
+
+usage() {
+  cat <<'TEXT'
+launch/tpu_vm.sh SUBCOMMAND --name NAME --zone ZONE [options]
+
+  create   ask for a TPU VM through a queued resource      needs --type; --spot, --valid-until
+  setup    copy the committed code to every worker and install it there; safe to repeat
+  run      copy the code, then start the run on every worker, detached   needs --bucket, --config
+  status   state of the queued resource, and of the run on every worker
+  delete   delete the TPU VM and its queued resource (asks first; --yes does not)
+
+options
+  --name NAME          of the TPU VM and its queued resource, e.g. scaletot-1
+  --zone ZONE          e.g. us-west4-a
+  --project PROJECT    default: the project gcloud is set to
+  --type TYPE          v5litepod-16 (or v5e-16), v5p-8, v6e-8, v4-8, ...
+  --runtime VERSION    TPU software version; default: the one that belongs to the type
+  --spot               cheaper, may be taken away at any time
+  --valid-until TIME   give up waiting after this long, e.g. 6h (create)
+  --bucket URL         gs://bucket/folder that keeps this run's workdir (run)
+  --config FILE        a recipe inside the repository, e.g. configs/complete_journey.py (run)
+  --yes                delete without asking
+  --dry-run            print the exact commands and run nothing; needs no gcloud
+  -- --config.key=value ...   overrides for the recipe (run)
+
+example, a v5e-16:
+  launch/tpu_vm.sh create --name scaletot-1 --zone us-west4-a --type v5e-16 --spot
+  launch/tpu_vm.sh setup  --name scaletot-1 --zone us-west4-a
+  launch/tpu_vm.sh run    --name scaletot-1 --zone us-west4-a --bucket gs://my-bucket/runs/first --config configs/complete_journey.py
+  launch/tpu_vm.sh status --name scaletot-1 --zone us-west4-a
+  launch/tpu_vm.sh delete --name scaletot-1 --zone us-west4-a
+
+The workdir lives on each worker's disk. `run` fetches it from the bucket first, so a run that lost its VM goes on from
+the last finished stage; worker 0 sends it back after every stage. Every worker runs the same program: at present the
+stages compute on one host, so more hosts bring no speed yet.
+
+exit codes: 0 done, 2 a wrong argument (nothing was run), 5 gcloud or git is missing, else gcloud's own.
+TEXT
+}
+
+quote() { # words -> one line of POSIX shell, quoted only where needed
+  local word separator='' single="'\\''"
+  for word in "$@"; do
+    if [[ ! "$word" =~ ^[-A-Za-z0-9_./:=,@%+]+$ ]]; then word="'${word//\'/$single}'"; fi
+    printf '%s%s' "$separator" "$word"
+    separator=' '
+  done
+}
+
+refuse() { # what, why
+  printf 'tpu_vm.sh: %s\n  why: %s\n' "$1" "$2" >&2
+  exit 2
+}
+
+check() { # option, value, grammar, example
+  [[ -n "$2" ]] || refuse "$1 is missing" "this subcommand needs it, e.g. $1 $4"
+  [[ "$2" =~ ^($3)$ ]] || refuse "$1 $(quote "$2") is not valid" "it must look like $4, by the grammar $3"
+}
+
+# -- arguments ----------------------------------------------------------------------------------------------------------
+
+name='' zone='' project='' type='' runtime='' spot='' valid_until='' bucket='' config='' yes='' dry_run=''
+overrides=()
+
+subcommand=${1:-}
+case $subcommand in
+  create | setup | run | status | delete) shift ;;
+  -h | --help | help) usage && exit 0 ;;
+  '') usage >&2 && exit 2 ;;
+  *) refuse "unknown subcommand $(quote "$subcommand")" 'it is one of create, setup, run, status, delete' ;;
+esac
+
+while (($#)); do
+  case $1 in
+    --name | --zone | --project | --type | --runtime | --valid-until | --bucket | --config)
+      (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
+      variable=${1#--}
+      printf -v "${variable//-/_}" '%s' "$2"
+      shift 2
+      ;;
+    --spot) spot=1 && shift ;;
+    --yes) yes=1 && shift ;;
+    --dry-run) dry_run=1 && shift ;;
+    -h | --help) usage && exit 0 ;;
+    --)
+      shift
+      overrides=("$@")
+      break
+      ;;
+    *) refuse "unknown option $(quote "$1")" "see launch/tpu_vm.sh --help" ;;
+  esac
+done
+
+check --name "$name" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' scaletot-1
+check --zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z]' us-west4-a
+[[ -z "$project" ]] || check --project "$project" '([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]' my-project
+
+if [[ $subcommand == create ]]; then
+  check --type "$type" '(v2|v3|v4|v5p)-[1-9][0-9]{0,4}|(v5e|v5litepod|v6e)-(1|4|8|16|32|64|128|256)' v5litepod-16
+  type=${type/#v5e-/v5litepod-}
+  case $type in
+    v5litepod-*) default_runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) default_runtime=v2-alpha-tpuv5 ;;
+    v6e-*) default_runtime=v2-alpha-tpuv6e ;;
+    *) default_runtime=tpu-ubuntu2204-base ;;
+  esac
+  runtime=${runtime:-$default_runtime}
+  check --runtime "$runtime" '[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?' v2-alpha-tpuv5-lite
+  [[ -z "$valid_until" ]] || check --valid-until "$valid_until" '[1-9][0-9]{0,5}[smhd]' 6h
+fi
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ $subcommand == run ]]; then
+  check --bucket "$bucket" 'gs://[a-z0-9][-._a-z0-9]{1,61}[a-z0-9](/[A-Za-z0-9_][-.A-Za-z0-9_]*)*' gs://my-bucket/runs/first
+  check --config "$config" '([A-Za-z0-9_][-.A-Za-z0-9_]*/)*[A-Za-z0-9_][-.A-Za-z0-9_]*\.py' configs/complete_journey.py
+  [[ -f "$config" ]] || refuse "--config $config does not exist" 'the recipe is copied with the code, so it lies in the repository'
+  for override in "${overrides[@]+"${overrides[@]}"}"; do
+    [[ "$override" =~ ^--config\.[a-z_0-9]+(\.[a-z_0-9]+)*=[^[:cntrl:]]*$ ]] ||
+      refuse "override $(quote "$override") is not valid" 'after -- stand only --config.key=value pairs'
+  done
+elif ((${#overrides[@]})); then
+  refuse "$subcommand takes no overrides" 'only run passes them on'
+fi
+
+# -- commands -----------------------------------------------------------------------------------------------------------
+
+where=(--zone="$zone")
+[[ -z "$project" ]] || where+=(--project="$project")
+archive=build/$name.tar.gz
+
+act() { # prints the command or runs it
+  if [[ -n "$dry_run" ]]; then
+    printf '%s\n' "$(quote "$@")"
+  else
+    "$@"
+  fi
+}
+
+need() { # program, how to get it
+  [[ -n "$dry_run" ]] || command -v "$1" >/dev/null || {
+    printf 'tpu_vm.sh: %s is not installed\n  what to do: %s, or look at the commands with --dry-run\n' "$1" "$2" >&2
+    exit 5
+  }
+}
+
+queue() { act gcloud compute tpus queued-resources "$@" "${where[@]}"; }
+
+on_workers() { # one line of shell for every worker
+  act gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
+}
+
+sync_code() { # the last commit, never half-edited files
+  need git 'install git'
+  if [[ -z "$dry_run" ]] && ! git diff --quiet HEAD --; then
+    printf 'tpu_vm.sh: note: uncommitted changes are not copied; the workers get commit %s\n' "$(git rev-parse --short HEAD)" >&2
+  fi
+  act mkdir -p build
+  act git archive --format=tar.gz --output="$archive" HEAD
+  act gcloud compute tpus tpu-vm scp "$archive" "$name:scaletot.tar.gz" "${where[@]}" --worker=all
+  on_workers 'rm -rf scaletot.new && mkdir scaletot.new && tar -xzf scaletot.tar.gz -C scaletot.new && rm -rf scaletot && mv scaletot.new scaletot'
+}
+
+need gcloud 'install the Google Cloud CLI (cloud.google.com/sdk)'
+
+case $subcommand in
+  create)
+    options=(--node-id="$name" --accelerator-type="$type" --runtime-version="$runtime")
+    [[ -z "$spot" ]] || options+=(--spot)
+    [[ -z "$valid_until" ]] || options+=(--valid-until-duration="$valid_until")
+    queue create "$name" "${options[@]}"
+    ;;
+  setup)
+    sync_code
+    on_workers 'bash scaletot/launch/tpu_worker.sh setup'
+    ;;
+  run)
+    sync_code
+    on_workers "$(quote bash scaletot/launch/tpu_worker.sh start "$bucket" "$config" "${overrides[@]+"${overrides[@]}"}")"
+    ;;
+  status)
+    if [[ -n "$dry_run" ]]; then
+      queue describe "$name" --format='value(state.state)'
+      on_workers 'bash scaletot/launch/tpu_worker.sh status'
+    else
+      state=$(queue describe "$name" --format='value(state.state)')
+      printf '%s: %s\n' "$name" "$state"
+      [[ $state != ACTIVE ]] || on_workers 'bash scaletot/launch/tpu_worker.sh status'
+    fi
+    ;;
+  delete)
+    options=(--force)
+    [[ -z "$yes" ]] || options+=(--quiet)
+    queue delete "$name" "${options[@]}"
+    ;;
+esac

@@ -1,0 +1,170 @@
+"""One reasoned profile as a card: its prompt text, its typed chain, its answer, and the tree the search went through.
+
+A card knows no user: it is named by the first digits of the profile's content hash, and shows profile fields only as the
+text the language model was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scaletot_jax.evaluation.figures import WIDTH, distributions, drawing, figure
+from scaletot_jax.evaluation.page import Markup, el, folded, number, percent, table
+
+HASH_DIGITS = 8
+REPLACED = "replaced by the revision"  # the reason nodes.parquet gives to candidates of a revised expansion
+
+
+class Slot(NamedTuple):
+    """One value of a chain."""
+
+    segment: str  # title of its segment
+    name: str
+    value: str
+    probability: float | None  # of that value in the teacher's distribution; None where it came by rule
+
+
+class Card(NamedTuple):
+    """Everything shown of one reasoned profile."""
+
+    profile: str  # short content hash
+    prompt: str | None  # the rendered profile
+    slots: Sequence[Slot]
+    buckets: Sequence[str]  # names of the answer's buckets
+    answers: Sequence[tuple[str, Sequence[float]]]  # name, distribution over the buckets
+    accepted: bool
+    reason: str
+    calls: int | None
+    nodes: Sequence[Mapping[str, Any]]  # rows of nodes.parquet of this profile
+
+
+def chain_card(card: Card) -> Markup:
+    """The card as HTML."""
+    status = el("span", "accepted" if card.accepted else "rejected", class_=f"badge {'yes' if card.accepted else 'no'}")
+    why = [" ", el("span", card.reason, class_="soft")] if card.reason else None
+    heading = el("h3", "Profile ", el("code", card.profile), " ", status, why)
+    left = [
+        el("h4", "Prompt text"),
+        el("pre", card.prompt) if card.prompt else el("p", "Not at hand.", class_="absent"),
+    ]
+    right = [el("h4", "Chain"), typed_chain(card.slots)]
+    if card.answers and card.buckets:
+        caption = "The answer read from the profile alone, after the chain, and the one stored as the soft label."
+        right.append(distributions("Answer", card.buckets, card.answers, caption=caption))
+    below = []
+    if card.nodes:
+        kept = sum(bool(node.get("kept")) for node in card.nodes)
+        asked = len({(node["parent"], node["depth"]) for node in card.nodes if node.get("refined")})
+        summary = f"The tree: {len(card.nodes)} candidates, {kept} kept, {asked} expansions asked again"
+        below = [folded(summary, tree(card.nodes, [slot.value for slot in card.slots]), node_table(card.nodes))]
+    return el("article", heading, el("div", el("div", left), el("div", right), class_="split"), below, class_="chain")
+
+
+def typed_chain(slots: Sequence[Slot]) -> Markup:
+    """The chain's segments, each with its values and how sure the teacher was of them."""
+    lines: dict[str, list[Markup]] = {}
+    for slot in slots:
+        share = [" ", el("small", percent(slot.probability, 0))] if slot.probability is not None else None
+        lines.setdefault(slot.segment, []).append(el("span", slot.value, share, class_="chip", title=slot.name))
+    return el("dl", [[el("dt", segment), el("dd", values)] for segment, values in lines.items()], class_="typed")
+
+
+def tree(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str] = ()) -> Markup:
+    """The candidates as a node-link diagram, one column a depth.
+
+    Args:
+      nodes: rows with depth, node, parent, segment, values, probability, kept, refined.
+      chosen: the values of the selected chain; the path that spells it is drawn strongly.
+    """
+    ordered = sorted(nodes, key=lambda node: (node["depth"], node["node"]))
+    depths = sorted({node["depth"] for node in ordered})
+    columns = {depth: [node for node in ordered if node["depth"] == depth] for depth in depths}
+    rank: dict[int, int] = {}
+    for depth in depths:  # children stand in the order of their parents
+        columns[depth].sort(key=lambda node: (rank.get(node["parent"], -1), node["node"]))
+        rank.update({node["node"]: i for i, node in enumerate(columns[depth])})
+    height = 30 + 26 * max(len(column) for column in columns.values())
+    left, wide = 12, (WIDTH - 52) / len(depths)
+    root = (left, 30 + (height - 30) / 2)  # the bare profile
+    place = {}
+    for i, depth in enumerate(depths, 1):
+        gap = (height - 30) / len(columns[depth])
+        for j, node in enumerate(columns[depth]):
+            place[node["node"]] = (left + wide * i, 30 + gap * (j + 0.5))
+    path = _path_of(ordered, chosen)
+    edges: dict[str, list[Markup]] = {"edge": [], "edge path": []}  # the chosen path is drawn last, on top
+    marks = [el("circle", el("title", "the profile"), cx=root[0], cy=root[1], r=5, class_="root")]
+    for node in ordered:
+        (px, py), (x, y) = place.get(node["parent"], root), place[node["node"]]
+        middle, kind = (px + x) / 2, "edge path" if node["node"] in path else "edge"
+        curve = f"M{px:.1f} {py:.1f}C{middle:.1f} {py:.1f} {middle:.1f} {y:.1f} {x:.1f} {y:.1f}"
+        edges[kind].append(el("path", d=curve, class_=kind))
+        radius = 3.5 + 5 * max(0.0, min(1.0, node.get("probability") or 0.0)) ** 0.5
+        state = "kept" if node.get("kept") else "replaced" if node.get("reason") == REPLACED else "pruned"
+        marks.append(el("circle", el("title", _describe(node)), cx=x, cy=y, r=radius, class_=f"node {state}"))
+        if node.get("refined") and state != "replaced":
+            marks.append(el("circle", cx=x, cy=y, r=radius + 3.5, class_="ring"))
+    titles = [
+        el("text", str(columns[depth][0]["segment"])[:12], x=left + wide * i, y=12, text_anchor="middle")
+        for i, depth in enumerate(depths, 1)
+    ]
+    spoken = f"{len(nodes)} candidates in {len(depths)} segments; the table below lists them."
+    caption = "Filled: kept. Hollow: pruned. Ring: asked again. Dashed: replaced by that revision. Larger: more probable. Strong line: the selected chain."
+    return figure("Search tree", drawing(height, "Search tree", spoken, titles, *edges.values(), marks), caption)
+
+
+def node_table(nodes: Sequence[Mapping[str, Any]]) -> Markup:
+    """Every candidate of the search with its numbers and what became of it."""
+    rows = []
+    for node in sorted(nodes, key=lambda node: (node["depth"], node["node"])):
+        rows.append(
+            [
+                node["segment"],
+                "; ".join(map(str, node.get("values") or [])),
+                *[number(None if _by_rule(node) else node.get(name), 2) for name in _MEASURES],
+                _fate(node),
+            ]
+        )
+    header = ["Segment", "Values", "p", "Entropy", "Disagree", "u", "Threshold", "Fate"]
+    return table("Candidates, in the order of the search", header, rows, numeric=range(2, 7))
+
+
+_MEASURES = ("probability", "entropy", "disagreement", "uncertainty", "threshold")
+
+
+def _by_rule(node: Mapping[str, Any]) -> bool:
+    """Whether the node was made without asking the model: such an expansion has no threshold and no doubt."""
+    return not node.get("threshold") and not node.get("uncertainty") and not node.get("entropy")
+
+
+def _fate(node: Mapping[str, Any]) -> str:
+    parts = ["kept" if node.get("kept") else "pruned"]
+    if _by_rule(node):
+        parts.append("by rule")
+    if node.get("refined"):
+        parts.append("refined, accepted" if node.get("refinement_accepted") else "refined, not accepted")
+    if node.get("reason"):
+        parts.append(str(node["reason"]))
+    return "; ".join(parts)
+
+
+def _describe(node: Mapping[str, Any]) -> str:
+    values = "; ".join(map(str, node.get("values") or []))
+    return f"{node['segment']}: {values} ({_fate(node)})"
+
+
+def _path_of(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> set[int]:
+    """The nodes from the first segment to the last whose values, joined, are the selected chain."""
+    by_id = {node["node"]: node for node in nodes}
+    for leaf in sorted(nodes, key=lambda node: (-node["depth"], not node.get("kept"), node["node"])):
+        path: list[int] = []
+        values: list[str] = []
+        here: Mapping[str, Any] | None = leaf
+        while here is not None and here["node"] not in path:
+            path.append(here["node"])
+            values = [*(here.get("values") or []), *values]
+            here = by_id.get(here["parent"])
+        if values == list(chosen):
+            return set(path)
+    return set()

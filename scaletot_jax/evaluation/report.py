@@ -1,0 +1,131 @@
+"""Stage ``report``: one self-contained page about a run, and the run's numbers in one file.
+
+Writes ``report/report.html``, and beside the stages ``config.json`` (the whole configuration), ``env.json`` (versions and
+kind of machine) and ``metrics.json`` (everything that was measured). No time, path or host name enters them: equal runs
+give equal bytes. The report is made anew whenever a stage has changed; it holds no work of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scaletot_jax.errors import ConfigError, StaleRunError
+from scaletot_jax.evaluation import closing, sections, student_sections, verdict_section
+from scaletot_jax.evaluation.material import Material, collect, environment, usable_stages
+from scaletot_jax.evaluation.page import document
+from scaletot_jax.run import Run, Stage, write_bytes, write_json
+
+FORMAT = 1  # of metrics.json
+TITLE = "ScaleToT report"
+PAGE = "report.html"
+
+SECTIONS = {
+    "verdict": ("Verdict", verdict_section.hero),
+    "ltv": ("LTV", verdict_section.ltv),
+    "people": ("People", sections.people),
+    "budget": ("Cost", sections.budget),
+    "doubt": ("Doubt", sections.doubt),
+    "learning": ("Learning", student_sections.learning),
+    "transfer": ("Encoder", student_sections.transfer),
+    "chains": ("Chains", sections.chains),
+    "choices": ("Choices", closing.choices),
+    "configuration": ("Configuration", closing.configuration),
+}
+
+
+def report(run: Run) -> Stage:
+    """Writes the page from whatever stages have finished; a missing one is named on the page.
+
+    Raises:
+      StaleRunError: a finished stage belongs to another configuration, or an artifact was changed.
+    """
+    usable, missing = usable_stages(run)
+    needs, config_sections = tuple(usable), tuple(sorted(run.config))
+    extra = {"missing": missing, "environment": environment()}
+    try:
+        stage = run.stage("report", sections=config_sections, needs=needs, extra=extra)
+    except StaleRunError:  # of other stages, or damaged: there is nothing in it to lose
+        shutil.rmtree(run.workdir / "report", ignore_errors=True)
+        stage = run.stage("report", sections=config_sections, needs=needs, extra=extra)
+    material = None
+    beside = {name: run.workdir / name for name in ("config.json", "env.json", "metrics.json")}
+    if not stage.done or not all(path.exists() for path in beside.values()):
+        material = collect(run)
+        write_json(beside["config.json"], run.config)
+        write_json(beside["env.json"], material.environment)
+        write_json(beside["metrics.json"], merged_metrics(material))
+    if not stage.done:
+        assert material is not None
+        write_bytes(stage.path(PAGE), render(material).encode("utf-8"))
+        stage.finish([PAGE], summary={"sections": list(SECTIONS), "missing": missing})
+    return stage
+
+
+def render(material: Material) -> str:
+    """The page as HTML. Pure."""
+    return _page(material, SECTIONS)
+
+
+def excerpt(workdir: str | Path, config: Any, name: str) -> str:
+    """One section of the report as a page of its own, e.g. for a notebook; reads whatever stages have finished.
+
+    Args:
+      workdir: the run directory.
+      config: the run's configuration (``ConfigDict`` or mapping).
+      name: one of :data:`SECTIONS`.
+    """
+    if name not in SECTIONS:
+        raise ConfigError("the report has no such section", where=name, do=f"choose one of {', '.join(SECTIONS)}")
+    run = Run(workdir, config.to_dict() if hasattr(config, "to_dict") else config, lock=False)
+    return _page(collect(run), {name: SECTIONS[name]})
+
+
+def _page(material: Material, chosen: Mapping[str, tuple[str, Any]]) -> str:
+    contents = [(key, title) for key, (title, _) in chosen.items()]
+    return document(TITLE, contents if len(contents) > 1 else [], [make(material) for _, make in chosen.values()])
+
+
+_ELSEWHERE = ("held_out", "example_prompt")  # under "student"; a profile's text is no metric
+
+
+def merged_metrics(material: Material) -> dict[str, Any]:
+    """Everything that was measured, in one mapping; stages that are missing are named under ``missing``.
+
+    Returns:
+      format, data, teacher, student (base rate and held-out scores before training, after SFT, after OSIPO), sft, osipo,
+      distill, score, evaluation, verdict (``sentence`` and what the evaluation says of it).
+    """
+    out: dict[str, Any] = {"format": FORMAT, "missing": dict(material.missing)}
+    held_out = student_sections.held_out_scores(material)
+    if held_out:
+        known = next(iter(held_out.values()))
+        out["student"] = {"base_rate_rps": known.get("base_rate_rps"), "users": known.get("users"), **held_out}
+    names = {
+        "prepare": "data",
+        "teach": "teacher",
+        "sft": "sft",
+        "osipo": "osipo",
+        "distill": "distill",
+        "score": "score",
+    }
+    for stage, name in names.items():
+        if stage in material.summaries:
+            out[name] = {key: value for key, value in material.summaries[stage].items() if key not in _ELSEWHERE}
+    if material.chains:
+        out["teacher"] = {
+            **out.get("teacher", {}),
+            "chains": dict(material.chains),
+            "segments": list(material.uncertainty),
+        }
+    if material.evaluation is not None:
+        out["evaluation"] = {key: value for key, value in material.evaluation.items() if key != "verdict"}
+        with contextlib.suppress(KeyError, TypeError):
+            out["verdict"] = {
+                **material.evaluation["verdict"],
+                "sentence": verdict_section.sentence(material.evaluation["verdict"]),
+            }
+    return out

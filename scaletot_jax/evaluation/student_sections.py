@@ -1,0 +1,187 @@
+"""The report's sections on the student and the encoder: learning curves, held-out scores, transfer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scaletot_jax.evaluation.figures import Series, bars, curves
+from scaletot_jax.evaluation.lookup import dig
+from scaletot_jax.evaluation.material import Material
+from scaletot_jax.evaluation.page import Markup, absent, el, facts, number, percent, section, table
+
+
+def learning(material: Material) -> Markup:
+    """The student: curves, and held-out scores against the base rate."""
+    title = "How the student learned"
+    if not material.sft_steps and not material.osipo_steps and "sft" not in material.summaries:
+        return section("learning", title, absent("The student's training", "sft"), absent("OSIPO", "osipo"))
+    held_out = held_out_scores(material)
+    parts: list[object] = [_scores(held_out)] if held_out else [absent("The student's held-out score", "sft")]
+    osipo = material.summary("osipo")
+    if osipo.get("osipo_signal") is False:
+        parts.append(
+            el(
+                "p",
+                "OSIPO had no signal: the outcome hardly differs between the rollouts of one user (mean variance ",
+                number(osipo.get("outcome_variance"), 6),
+                "), so its updates could not learn which chain is better.",
+                class_="warn",
+            )
+        )
+    for stage, of in (("sft", "profiles"), ("osipo", "labelled_users")):
+        summary = material.summary(stage)
+        if summary.get("truncated_profiles"):
+            which = f" of {summary.get(of, '?')} prompts of {stage.upper()} were cut to "
+            cut = [number(summary["truncated_profiles"]), which, el("code", "lm.max_profile_tokens"), "."]
+            parts.append(el("p", cut, class_="warn"))
+    for rule, update in (osipo.get("process_stopped") or {}).items():
+        parts.append(
+            el(
+                "p",
+                f"The process reward was switched off from update {update} on: the limit “{rule}” was passed.",
+                class_="warn",
+            )
+        )
+    charts = [
+        _curve(
+            material.sft_steps, "SFT: loss", {"loss": "whole chain", "answer_loss": "answer"}, "step", "Nats a token."
+        )
+    ]
+    steps = material.osipo_steps
+    charts += [
+        _curve(
+            steps,
+            "OSIPO: outcome",
+            {"outcome": "outcome"},
+            "update",
+            "1 − RPS of the answer after the rollout's own chain; higher is better.",
+        ),
+        _curve(steps, "OSIPO: KL from the SFT student", {"kl": "KL"}, "update", "Nats a chain."),
+        _curve(steps, "OSIPO: entropy of the chains", {"entropy": "entropy"}, "update", "Mean nats at a decision."),
+        _curve(
+            steps,
+            "OSIPO: spread within a user",
+            {"outcome_variance": "variance"},
+            "update",
+            "Variance of the outcome between a user's rollouts; near 0 there is nothing to learn from.",
+        ),
+        _curve(
+            steps,
+            "OSIPO: process reward against outcome",
+            {"value_auc": "AUC"},
+            "update",
+            "Share of a user's rollout pairs that the process reward puts in the outcome's order.",
+            ("chance", 0.5),
+        ),
+    ]
+    if "osipo" not in material.summaries:
+        parts.append(absent("OSIPO", "osipo"))
+    return section("learning", title, parts, el("div", charts, class_="grid"))
+
+
+def held_out_scores(material: Material) -> dict[str, Mapping[str, Any]]:
+    """Scores of the student before training, after SFT and after OSIPO, as far as they are known."""
+    scores = {**(material.summary("sft").get("held_out") or {}), **(material.summary("osipo").get("held_out") or {})}
+    return {name: scores[name] for name in ("base", "sft", "osipo") if isinstance(scores.get(name), Mapping)}
+
+
+STUDENTS = {"base": "Before training", "sft": "After SFT", "osipo": "After OSIPO"}
+
+
+def _scores(held_out: Mapping[str, Mapping[str, Any]]) -> Markup:
+    known = next(iter(held_out.values()))
+    base = known.get("base_rate_rps")
+    rows = [
+        ["Base rate of the training users", number(base, 4), number(0.0 if base else None), number(None), number(None)]
+    ]
+    rows += [
+        [
+            STUDENTS[name],
+            number(row.get("rps"), 4),
+            number(row.get("skill"), sign=True),
+            number(row.get("spearman"), sign=True),
+            percent(row.get("valid_rate")),
+        ]
+        for name, row in held_out.items()
+    ]
+    bar = [("Base rate", base, number(base, 4))] if base is not None else []
+    bar += [
+        (STUDENTS[name], row["rps"], number(row["rps"], 4))
+        for name, row in held_out.items()
+        if row.get("rps") is not None
+    ]
+    caption = f"Student's answers on {known.get('users', '?')} held-out users"
+    head = ["Student", "RPS", "Skill", "Spearman", "Complete chains"]
+    note = "Ranked probability score of the answer distribution: 0 is perfect, lower is better. Skill is 1 − RPS / base rate's RPS."
+    return el(
+        "div",
+        bars("Held-out ranked probability score", bar, caption=note),
+        table(caption, head, rows, numeric=range(1, 5)),
+        class_="grid",
+    )
+
+
+def _curve(
+    steps: Sequence[Mapping[str, Any]],
+    title: str,
+    names: Mapping[str, str],
+    unit: str,
+    caption: str,
+    reference: tuple[str, float] | None = None,
+) -> Markup | None:
+    lines = [
+        Series(label, [row["step"] for row in steps], [row.get(key) for row in steps]) for key, label in names.items()
+    ]
+    lines = [line for line in lines if any(value is not None for value in line.y)]
+    return curves(title, lines, x_label=unit, caption=caption, reference=reference) if lines else None
+
+
+def transfer(material: Material) -> Markup:
+    """What the encoder took over from the student's states."""
+    title = "What the encoder took over"
+    summary = material.summary("distill")
+    if not summary:
+        return section("transfer", title, absent("The encoder", "distill"))
+    rows = [
+        [
+            row["segment"],
+            number(row.get("r2")),
+            number(row.get("ceiling")),
+            number(row.get("r2_by_variance")),
+            number(row.get("ceiling_by_variance")),
+            percent(dig(row, "retrieval.recall_at_1")),
+            percent(dig(row, "retrieval.chance_recall_at_1")),
+            number(dig(row, "retrieval.mrr")),
+            number(row.get("held_out")),
+        ]
+        for row in summary.get("transfer") or []
+    ]
+    head = ["Segment", "R²", "Ceiling", "R², by variance", "Ceiling, by variance", "Found first", "… by chance"]
+    head += ["MRR", "Profiles"]
+    probe = summary.get("probe") or {}
+    tried = [
+        [f"layer {layer}", number(value, sign=True)]
+        for layer, value in sorted((probe.get("r2") or {}).items(), key=lambda item: int(item[0]))
+    ]
+    sizes = summary.get("profiles") or {}
+    intro = el(
+        "p",
+        "Profiles of held-out groups. Chains are sampled, so only the mean of a profile's states can be predicted: the ceiling is "
+        "what any function of the profile could reach. “Found first” is how often a prediction is nearest to its own profile's state.",
+    )
+    numbers = facts(
+        [
+            ("Profiles trained on", number(sizes.get("train"))),
+            ("Chains a profile", number(summary.get("chains"))),
+            ("Layer of the student", number(summary.get("layer"))),
+            ("Training step kept", number(dig(summary, "training.kept_step"))),
+        ]
+    )
+    reason = el("p", "Layer chosen: ", probe["reason"], ".", class_="note") if probe.get("reason") else None
+    by_layer = "Layer probe: cross-validated R² of the days label"
+    chosen = el("div", reason, table(by_layer, ["Layer", "R²"], tried, numeric=[1]) if tried else None)
+    caption = "Mean error on the profiles that choose which step to keep."
+    error = _curve(material.distill_steps, "Encoder: error", {"select_error": "error"}, "step", caption)
+    by_segment = table("Transfer by segment", head, rows, numeric=range(1, 9))
+    return section("transfer", title, intro, numbers, by_segment, el("div", error, chosen, class_="grid"))

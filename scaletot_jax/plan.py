@@ -1,0 +1,300 @@
+"""``scaletot plan``: what a run would cost, before anything is spent.
+
+Reads and splits the table (stage ``prepare``, which needs no language model), counts users, distinct profiles, calls and
+tokens, and times the model itself for a few seconds on this machine: cached forward, one decoding step, one training
+step of the student. Minutes are those rates times the counts; compilation and the heads are allowances measured nowhere
+but in the quickstart, and said so.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+from ml_collections import ConfigDict
+
+from scaletot_jax.profiles.prepare import Population, open_population
+from scaletot_jax.run import Run, flatten
+
+GIB = 1024**3
+COMPILE_S = 15.0  # allowance for each stage that compiles a program of the language model
+HEADS_S = 45.0  # allowance for evaluation: heads, bootstrap, page
+
+
+class Rates(NamedTuple):
+    """What this machine does, measured now.
+
+    Attributes:
+      teacher: tokens a second through the whole model, forward only.
+      student: the same through the student's layers.
+      training: tokens a second of one LoRA step, forward and backward.
+      decode: rows a second of one decoding step of the student.
+      seconds: what measuring took, compilation included.
+    """
+
+    teacher: float
+    student: float
+    training: float
+    decode: float
+    seconds: float
+
+
+class StagePlan(NamedTuple):
+    """One line of the plan."""
+
+    stage: str
+    units: str
+    calls: int
+    tokens: int
+    minutes: float
+    memory_gib: float
+    disk_mib: float
+
+
+class Plan(NamedTuple):
+    """The whole plan; :func:`show` prints it."""
+
+    config: dict[str, Any]
+    users: int
+    rows: int
+    distinct: int
+    repeated: float
+    rates: Rates
+    stages: list[StagePlan]
+
+
+def plan(config: ConfigDict, workdir: str | Path) -> Plan:
+    """Makes the plan. Runs stage ``prepare`` in ``workdir``; spends nothing else.
+
+    Raises:
+      ScaleToTError: whatever would stop the run itself on its first stages.
+    """
+    from scaletot_jax.lm.load import load_model
+    from scaletot_jax.profiles.prepare import prepare
+
+    with Run(workdir, config.to_dict()) as run:
+        summary = prepare(run).summary()
+        population = open_population(run)
+        lm = load_model(config.lm.weights)
+        lengths = _lengths(run.config, population, lm.tokenizer)
+        rates = measure(lm, run.config, lengths)
+        stages = _stages(run.config, population, lm, lengths, rates)
+    table = population.table
+    return Plan(
+        config=flatten(run.config),
+        users=len(pc.unique(table["group"])),
+        rows=table.num_rows,
+        distinct=summary["distinct_profiles"]["exact"],
+        repeated=1 - summary["distinct_profiles"]["exact"] / max(1, table.num_rows),
+        rates=rates,
+        stages=stages,
+    )
+
+
+def show(result: Plan) -> str:
+    """The plan as text."""
+    lines = ["configuration"]
+    lines += [f"  {key} = {value}" for key, value in sorted(result.config.items())]
+    lines += [
+        "",
+        f"population: {result.rows:,} rows of {result.users:,} users, {result.distinct:,} distinct profiles "
+        f"({result.repeated:.1%} of the rows repeat one)",
+        f"this machine: {result.rates.teacher:,.0f} tokens/s through the model, {result.rates.training:,.0f} tokens/s "
+        f"training the student, {result.rates.decode:,.0f} decoded tokens/s (measured in {result.rates.seconds:.0f} s)",
+        "",
+        f"{'stage':<9} {'units':<44} {'calls':>8} {'tokens':>11} {'minutes':>8} {'GiB':>6} {'disk MiB':>9}",
+    ]
+    for row in result.stages:
+        lines.append(
+            f"{row.stage:<9} {row.units:<44} {row.calls:>8,} {row.tokens:>11,} {row.minutes:>8.1f} "
+            f"{row.memory_gib:>6.1f} {row.disk_mib:>9.1f}"
+        )
+    total = sum(row.minutes for row in result.stages)
+    calls, tokens = sum(row.calls for row in result.stages), sum(row.tokens for row in result.stages)
+    peak, disk = max(row.memory_gib for row in result.stages), sum(row.disk_mib for row in result.stages)
+    lines.append(f"{'all':<9} {'':<44} {calls:>8,} {tokens:>11,} {total:>8.1f} {peak:>6.1f} {disk:>9.1f}")
+    lines.append("")
+    lines.append(
+        "calls and tokens of the teacher are an estimate from the bounds; its budget is enforced before each call"
+    )
+    return "\n".join(lines)
+
+
+class _Lengths(NamedTuple):
+    profile: float  # mean tokens of a profile's text
+    prompt: int  # padded prompt
+    chain: int  # padded chain
+
+
+def _lengths(config: Mapping[str, Any], population: Population, tokenizer: Any) -> _Lengths:
+    from scaletot_jax.chains.grammar import compile_chain
+    from scaletot_jax.student.policy import CHAIN_MULTIPLE, PROMPT_MULTIPLE, round_up
+    from scaletot_jax.teacher.teach import run_spec
+
+    sample = population.table.slice(0, 200).to_pylist()
+    limit = config["lm"]["max_profile_tokens"]
+    counts = [min(limit, len(tokenizer.encode(population.renderer.text(row)))) for row in sample]
+    chain = compile_chain(run_spec(config), tokenizer.encode, tokenizer.eos_id)
+    return _Lengths(
+        float(np.mean(counts)), round_up(max(counts), PROMPT_MULTIPLE), round_up(chain.max_length, CHAIN_MULTIPLE)
+    )
+
+
+def measure(lm: Any, config: Mapping[str, Any], lengths: _Lengths, *, seconds: float = 2.0) -> Rates:
+    """Times the four programs for about ``seconds`` each, after compiling them."""
+    import jax
+    import jax.numpy as jnp
+
+    from scaletot_jax.lm import lora as lora_module
+    from scaletot_jax.lm.cache import extend, prefill
+    from scaletot_jax.lm.exit import truncate
+    from scaletot_jax.lm.model import forward
+
+    started = time.monotonic()
+    width = lm.config.hidden_size
+    params, shape = lm.params, lm.config
+    if config["student"]["num_layers"]:
+        identity = {"weight": np.eye(width, dtype=np.float32), "bias": np.zeros(width, np.float32)}
+        params, shape = truncate(lm.params, lm.config, config["student"]["num_layers"], identity)
+    params, whole = jax.device_put(params), jax.device_put(lm.params)
+    length = lengths.prompt + lengths.chain
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, lm.config.vocab_size, (8, length)), jnp.int32)
+    rows = config["osipo"]["prompts"] * config["osipo"]["rollouts"]
+
+    run_teacher = jax.jit(lambda p, t: forward(p, lm.config, t).hidden)
+    run_student = jax.jit(lambda p, t: forward(p, shape, t).hidden)
+    adapter = lora_module.init(shape, jax.random.key(0), config["student"]["lora_rank"])
+    train = jax.jit(jax.grad(lambda a, p, t: forward(p, shape, t, lora=a).hidden.sum()))
+    start = jax.jit(functools.partial(prefill, config=shape, size=length))
+    _, cache = start(params=params, tokens=jnp.broadcast_to(tokens[:1, : lengths.prompt], (rows, lengths.prompt)))
+    step = jax.jit(lambda p, t, c: extend(p, shape, t, c, write_at=lengths.prompt)[0])
+    one = jnp.broadcast_to(tokens[:1, :1], (rows, 1))
+
+    def rate(function: Callable[..., Any], count: int, *arguments: Any) -> float:
+        jax.block_until_ready(function(*arguments))
+        begin, done = time.monotonic(), 0
+        while done == 0 or time.monotonic() - begin < seconds:
+            jax.block_until_ready(function(*arguments))
+            done += count
+        return done / (time.monotonic() - begin)
+
+    return Rates(
+        teacher=rate(run_teacher, tokens.size, whole, tokens),
+        student=rate(run_student, tokens.size, params, tokens),
+        training=rate(train, tokens.size, adapter, params, tokens),
+        decode=rate(step, rows, params, one, cache),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _stages(
+    config: Mapping[str, Any], population: Population, lm: Any, lengths: _Lengths, rates: Rates
+) -> list[StagePlan]:
+    from scaletot_jax.teacher.cost import plan_cost
+    from scaletot_jax.teacher.teach import distinct_profiles, run_spec
+
+    teacher, osipo, distill = config["teacher"], config["osipo"], config["distill"]
+    table = population.table
+    reasoned = distinct_profiles(table, teacher["num_profiles"]).num_rows
+    settings = {**teacher, "num_profiles": reasoned, "pilot_profiles": min(teacher["pilot_profiles"], reasoned)}
+    cost = plan_cost(run_spec(config), lm.tokenizer.encode, settings, lengths.profile)["total"]
+    splits = table["split"]
+    available = {
+        name: len(pc.unique(table.filter(pc.equal(splits, name))["exact_key"])) for name in ("distill", "val", "head")
+    }
+
+    weights = sum(np.size(leaf) for leaf in _leaves(lm.params)) * 4 / GIB
+    depth = (config["student"]["num_layers"] or lm.config.num_layers) / lm.config.num_layers
+    width, forward_width = lm.config.hidden_size, lm.config.intermediate_size
+    base = 0.7  # interpreter, jax and compiled programs
+
+    def activations(tokens: int, kept: float) -> float:
+        """Bytes kept per token and layer, about 6 D + 3 F floats where the backward pass needs them."""
+        return tokens * kept * depth * lm.config.num_layers * (6 * width + 3 * forward_width) * 4 / GIB
+
+    rows = []
+
+    def add(stage: str, units: str, calls: int, tokens: float, seconds: float, memory: float, disk: float) -> None:
+        rows.append(StagePlan(stage, units, calls, int(tokens), seconds / 60, memory, disk))
+
+    add("prepare", f"{table.num_rows:,} rows", 0, 0, 3, base, table.nbytes / 2**20)
+    add(
+        "teach",
+        f"{reasoned:,} profiles, pilot of {settings['pilot_profiles']:,}",
+        round(cost["calls"]),
+        cost["tokens"],
+        COMPILE_S + cost["tokens"] / rates.teacher,
+        base + weights * 1.3,
+        reasoned * 0.06,
+    )
+    evaluated = min(osipo["eval_profiles"], available["val"])
+    sample_chains = 2
+    evaluation = evaluated * (lengths.prompt / rates.student + sample_chains * lengths.chain / rates.decode)
+    length = lengths.prompt + lengths.chain
+    examples = reasoned * min(2, teacher["beam"])
+    sft_tokens = examples * config["sft"]["epochs"] * length
+    sft_memory = base + weights * (0.5 + depth) + activations(config["sft"]["batch_size"] * length, 1.0)
+    calibration = reasoned * length / rates.teacher if config["student"]["num_layers"] else 0.0
+    add(
+        "sft",
+        f"{examples:,} chains x {config['sft']['epochs']} epochs",
+        0,
+        sft_tokens,
+        2 * COMPILE_S + calibration + sft_tokens / rates.training + 2 * evaluation,
+        sft_memory,
+        40,
+    )
+    packed = osipo["prompts"] * (lengths.prompt + osipo["rollouts"] * lengths.chain)
+    decoded = osipo["prompts"] * osipo["rollouts"] * lengths.chain
+    update = 2 * packed / rates.training + packed / rates.student + decoded / rates.decode
+    add(
+        "osipo",
+        f"{osipo['updates']:,} updates x {osipo['prompts']} users x {osipo['rollouts']} chains",
+        osipo["updates"] * osipo["prompts"] * osipo["rollouts"],
+        osipo["updates"] * (packed + decoded),
+        3 * COMPILE_S + osipo["updates"] * update + evaluation,
+        base + weights * (0.5 + depth) + activations(packed, 1.0),
+        60,
+    )
+    distilled = reasoned + min(distill["num_profiles"], available["distill"])
+    states = distilled * (lengths.prompt + 2 * distill["chains"] * lengths.chain)
+    add(
+        "distill",
+        f"{distilled:,} profiles x {distill['chains']} chains, {distill['steps']:,} encoder steps",
+        distilled * distill["chains"],
+        states,
+        2 * COMPILE_S + states / rates.student + distilled * distill["chains"] * lengths.chain / rates.decode,
+        base + weights * (0.5 + depth),
+        distilled * distill["chains"] * 5 * width * 4 * 4 / 2**20,
+    )
+    add(
+        "score",
+        f"{table.num_rows:,} rows",
+        0,
+        0,
+        5 + table.num_rows / 5e4,
+        base,
+        table.num_rows * distill["dim"] * 2 / 2**20,
+    )
+    add(
+        "evaluate",
+        f"heads x {config['head']['seeds']} seeds, {config['evaluate']['bootstrap']:,} resamples",
+        0,
+        0,
+        HEADS_S,
+        base,
+        1,
+    )
+    add("report", "one page", 0, 0, 5, base, 1)
+    return rows
+
+
+def _leaves(tree: Any) -> list[Any]:
+    import jax
+
+    return jax.tree.leaves(tree)

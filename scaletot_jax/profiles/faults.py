@@ -1,0 +1,42 @@
+"""Bad cells of a table, collected over all columns and reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scaletot_jax.errors import DataError
+
+SHOWN = 5  # bad rows an error lists
+
+
+class Faults:
+    """Bad cells found so far; :meth:`check` raises them together."""
+
+    def __init__(self, where: str):
+        self.where = where
+        self.count = 0
+        self._cells: list[tuple[int, str, str, str]] = []
+
+    def add(self, bad: np.ndarray, field: str, values: pa.Array, reason: str | Callable[[Any], str]) -> None:
+        """Records the rows where ``bad`` [U] is true."""
+        rows = np.flatnonzero(bad)
+        self.count += len(rows)
+        for row in rows[:SHOWN].tolist():
+            value = values[row].as_py()
+            self._cells.append((row, field, repr(value), reason if isinstance(reason, str) else reason(value)))
+
+    def check(self) -> None:
+        if self.count:
+            first = sorted(self._cells)[:SHOWN]
+            lines = [f"row {row}, field '{field}', value {value}: {reason}" for row, field, value, reason in first]
+            more = f"; and {self.count - len(first)} more" if self.count > len(first) else ""
+            raise DataError(
+                f"{self.count} value{'s' if self.count > 1 else ''} of a table {'are' if self.count > 1 else 'is'} not allowed (rows count from 0)",
+                where=self.where,
+                why="; ".join(lines) + more,
+                do="repair these rows, or widen the schema where it is too narrow",
+            )

@@ -1,0 +1,158 @@
+"""The student as one object: model, adapter, tokenizer and chain grammar of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from scaletot_jax.chains.automaton import CompiledChain
+from scaletot_jax.chains.grammar import compile_chain
+from scaletot_jax.chains.spec import ChainSpec
+from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.lm import lora as lora_module
+from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.lm.exit import truncate
+from scaletot_jax.lm.load import LoadedLM, load_model
+from scaletot_jax.lm.tokenizer import Tokenizer
+from scaletot_jax.run import Run, read_arrays
+from scaletot_jax.student.adapter import Adapter, load_adapter
+from scaletot_jax.student.constrained import GrammarArrays, grammar_arrays
+from scaletot_jax.teacher.teach import run_spec
+
+PROMPT_MULTIPLE = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
+ADAPTER_STREAM, ROLLOUT_STREAM, EVALUATION_STREAM = 1, 2, 3  # random streams of a run, folded into the key of its seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """A language model restricted to the chain grammar, with one adapter.
+
+    Attributes:
+      config, params: the model, truncated and calibrated where the run says so.
+      lora, lora_scale: the adapter and its factor α / r; the base student has a fresh adapter, which changes nothing.
+      tokenizer: of the model.
+      chain: the compiled chain specification; ``grammar`` is its device form.
+      max_profile_tokens: longer profile texts are cut at their end.
+    """
+
+    config: LMConfig
+    params: dict[str, Any]
+    lora: Adapter
+    lora_scale: float
+    tokenizer: Tokenizer
+    chain: CompiledChain
+    grammar: GrammarArrays
+    max_profile_tokens: int
+
+    @property
+    def spec(self) -> ChainSpec:
+        return self.chain.spec
+
+    @property
+    def chain_length(self) -> int:
+        """Tokens reserved for a chain: the longest that the grammar allows."""
+        return self.chain.max_length
+
+    def with_lora(self, lora: Adapter) -> Student:
+        return dataclasses.replace(self, lora=lora)
+
+
+def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = None) -> Student:
+    """Loads the student of a run.
+
+    Args:
+      which: ``"base"`` (no training; calibrated where truncated), ``"sft"`` or ``"osipo"``.
+      loaded: the run's language model, where it is in memory already.
+
+    Raises:
+      ValueError: another ``which``.
+      DataError: the stage that makes the adapter or the exit map has not run.
+    """
+    if which not in ("base", "sft", "osipo"):
+        raise ValueError(f"which must be 'base', 'sft' or 'osipo', not {which!r}")
+    settings = run.config["student"]
+    loaded = loaded or load_model(run.config["lm"]["weights"])
+    exit_path = run.workdir / "sft" / "exit.safetensors"
+    params, config = loaded.params, loaded.config
+    if settings["num_layers"]:
+        if not exit_path.exists():
+            raise DataError(
+                "the exit map of the shorter student is missing", where=str(exit_path), do="run 'scaletot sft' first"
+            )
+        params, config = shorten(loaded, settings["num_layers"], read_arrays(exit_path))
+    student = build_student(run, params, config, loaded.tokenizer)
+    if which == "base":
+        return student
+    return student.with_lora(load_adapter(run.workdir / which / "adapter.safetensors"))
+
+
+def build_student(run: Run, params: dict[str, Any], config: LMConfig, tokenizer: Tokenizer) -> Student:
+    """The student with a fresh adapter, drawn from the run's seed."""
+    settings = run.config["student"]
+    chain = compile_chain(run_spec(run.config), tokenizer.encode, tokenizer.eos_id)
+    key = jax.random.fold_in(jax.random.key(run.config["seed"]), ADAPTER_STREAM)
+    return Student(
+        config=config,
+        params=params,
+        lora=lora_module.init(config, key, settings["lora_rank"]),
+        lora_scale=settings["lora_alpha"] / settings["lora_rank"],
+        tokenizer=tokenizer,
+        chain=chain,
+        grammar=grammar_arrays(chain),
+        max_profile_tokens=run.config["lm"]["max_profile_tokens"],
+    )
+
+
+def shorten(loaded: LoadedLM, num_layers: int, exit: dict[str, np.ndarray]) -> tuple[dict[str, Any], LMConfig]:
+    """Parameters and configuration of the truncated model.
+
+    Raises:
+      ConfigError: the model has no more than ``num_layers`` layers.
+    """
+    check_layers(loaded.config, num_layers)
+    return truncate(loaded.params, loaded.config, num_layers, exit)
+
+
+def check_layers(config: LMConfig, num_layers: int) -> None:
+    if not 0 < num_layers <= config.num_layers:
+        raise ConfigError(
+            "the student cannot have more layers than its model",
+            where="student.num_layers",
+            why=f"{num_layers} of {config.num_layers}",
+            do="choose fewer, or 0 for all",
+        )
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, *, length: int = 0
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Profile texts as right-padded ids.
+
+    Args:
+      max_tokens: longer texts lose their end, except for the closing line break.
+      length: padded length; 0: the longest text, rounded up to a multiple of 16.
+
+    Returns:
+      tokens [U, P] int32, valid [U, P] bool, and how many texts were cut.
+    """
+    ids = [tokenizer.encode(text, control=False) for text in texts]
+    cut = sum(len(row) > max_tokens for row in ids)
+    ids = [row if len(row) <= max_tokens else row[: max_tokens - 1] + row[-1:] for row in ids]
+    longest = max((len(row) for row in ids), default=1)
+    length = length or round_up(longest, PROMPT_MULTIPLE)
+    if longest > length or min((len(row) for row in ids), default=1) < 1:
+        raise DataError("a profile text does not fit", why=f"{longest} tokens for {length}, or an empty text")
+    tokens = np.zeros((len(ids), length), np.int32)
+    valid = np.zeros((len(ids), length), bool)
+    for row, values in enumerate(ids):
+        tokens[row, : len(values)] = values
+        valid[row, : len(values)] = True
+    return tokens, valid, cut
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,169 @@
+"""Reasoning states: what the student's layers hold at the end of each segment of its own chains.
+
+For every profile N chains are sampled, and one more pass over prompt and chains reads the residual stream after the
+chosen layers at each segment's closing token. z is random given the profile, so an encoder can only learn E[z | profile];
+the N chains let one average, and tell how much of the variance lies within a profile.
+
+Shape letters: U users, N chains a user, K segments, D model width, Kb answer buckets.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.lm.model import forward
+from scaletot_jax.student.constrained import GrammarArrays, label_tokens
+from scaletot_jax.student.packing import gather, pack
+from scaletot_jax.student.policy import Student, encode_prompts
+from scaletot_jax.student.rollout import Rollouts, request_keys, sample_chains
+
+
+class ReasoningStates(NamedTuple):
+    """States of some users.
+
+    Attributes:
+      states: layer → [U, N, K, D] float32, residual stream after that layer at each segment's closing token.
+      prompt_end: layer → [U, D] float32, at the prompt's last token: the profile without reasoning.
+      answers: [U, N, Kb] float32, answer distribution at the end of each chain.
+    """
+
+    states: dict[int, Any]
+    prompt_end: dict[int, Any]
+    answers: Any
+
+
+def closing_places(rollouts: Rollouts, grammar: GrammarArrays, num_segments: int) -> jax.Array:
+    """Position of each segment's closing token within its chain, int32 [U, N, K]."""
+    closes = label_tokens(grammar.closes, grammar, rollouts.states, rollouts.tokens)
+    closes = jnp.where(rollouts.valid, closes, -1)
+    return jnp.argmax(closes[..., None] == jnp.arange(num_segments), axis=2).astype(jnp.int32)
+
+
+def read_states(
+    params: Mapping[str, Any],
+    lora: Mapping[str, jax.Array],
+    grammar: GrammarArrays,
+    prompts: jax.Array,
+    prompt_valid: jax.Array,
+    rollouts: Rollouts,
+    *,
+    config: LMConfig,
+    lora_scale: float,
+    num_segments: int,
+    layers: tuple[int, ...],
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """One pass over prompts [U, P] and their chains: for each layer the states [U, N, K, D] and prompt ends [U, D]."""
+    packed = pack(prompts, prompt_valid, rollouts.tokens, rollouts.valid)
+    out = forward(
+        params,
+        config,
+        packed.tokens,
+        valid=packed.valid,
+        positions=packed.positions,
+        mask=packed.mask,
+        lora=lora,
+        lora_scale=lora_scale,
+        collect_layers=layers,
+    )
+    _, count, length = rollouts.tokens.shape
+    begin = prompts.shape[1] + length * jnp.arange(count)[None, :, None]
+    places = begin + closing_places(rollouts, grammar, num_segments)
+    last = jnp.sum(prompt_valid, axis=1) - 1
+    states = tuple(gather(layer, places) for layer in out.layers)
+    ends = tuple(gather(layer, last[:, None])[:, 0] for layer in out.layers)
+    return states, ends
+
+
+@functools.partial(jax.jit, static_argnames=("config", "lora_scale", "num_segments", "layers", "max_length"))
+def _sample_and_read(
+    params, lora, grammar, prompts, prompt_valid, keys, *, config, lora_scale, num_segments, layers, max_length
+):
+    rollouts = sample_chains(
+        params, config, grammar, prompts, prompt_valid, keys, max_length=max_length, lora=lora, lora_scale=lora_scale
+    )
+    states, ends = read_states(
+        params,
+        lora,
+        grammar,
+        prompts,
+        prompt_valid,
+        rollouts,
+        config=config,
+        lora_scale=lora_scale,
+        num_segments=num_segments,
+        layers=layers,
+    )
+    return states, ends, rollouts.answers
+
+
+def stream_states(
+    student: Student,
+    texts: Sequence[str],
+    *,
+    chains: int,
+    seed: int,
+    layers: tuple[int, ...],
+    ids: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> Iterator[ReasoningStates]:
+    """Like :func:`reasoning_states`, a batch of users at a time, in order; the last batch may be shorter."""
+    tokens, valid, _ = encode_prompts(student.tokenizer, texts, student.max_profile_tokens)
+    numbers = np.arange(len(texts)) if ids is None else np.asarray(ids)
+    requests = numbers[:, None] * chains + np.arange(chains)[None, :]
+    key = jax.random.key(seed)
+    for begin in range(0, len(texts), batch_size):
+        rows = np.arange(begin, min(begin + batch_size, len(texts)))
+        filled = np.resize(rows, batch_size)  # one shape, one compiled program
+        states, ends, answers = _sample_and_read(
+            student.params,
+            student.lora,
+            student.grammar,
+            tokens[filled],
+            valid[filled],
+            request_keys(key, jnp.asarray(requests[filled])),
+            config=student.config,
+            lora_scale=student.lora_scale,
+            num_segments=student.spec.num_segments,
+            layers=tuple(layers),
+            max_length=student.chain_length,
+        )
+        kept = len(rows)
+        yield ReasoningStates(
+            {layer: np.asarray(value)[:kept] for layer, value in zip(layers, states)},
+            {layer: np.asarray(value)[:kept] for layer, value in zip(layers, ends)},
+            np.asarray(answers)[:kept],
+        )
+
+
+def reasoning_states(
+    student: Student,
+    texts: Sequence[str],
+    *,
+    chains: int,
+    seed: int,
+    layers: tuple[int, ...],
+    ids: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> ReasoningStates:
+    """Samples chains for each text and reads the reasoning states.
+
+    Args:
+      texts: profile texts; one longer than ``student.max_profile_tokens`` is cut.
+      chains: N, chains a text, sampled at temperature 1.
+      seed: a user's chains depend on it, on the user's id and text, and on nothing else in the call.
+      layers: layers 1..L to read.
+      ids: a number a text that names its random stream; default its position.
+      batch_size: texts a device batch.
+
+    Returns:
+      ReasoningStates of NumPy arrays.
+    """
+    parts = list(stream_states(student, texts, chains=chains, seed=seed, layers=layers, ids=ids, batch_size=batch_size))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

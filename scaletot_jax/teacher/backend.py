@@ -1,0 +1,115 @@
+"""Questions about a batch of profiles, answered from the store where they were asked before, else by the scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scaletot_jax.lm.cache import Cache
+from scaletot_jax.teacher.scoring import Job, Scorer, Scores, TokenTree, Variant, token_tree
+from scaletot_jax.teacher.store import Store, content_key, pack_scores, unpack_scores
+
+
+class Wording(NamedTuple):
+    """One stem as pieces of text (a revision's note precedes it), and the values that may follow (with their space)."""
+
+    pieces: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+class Question(NamedTuple):
+    """What is asked after one profile: the chain so far as pieces of text, then several wordings at once."""
+
+    profile: int  # row of the batch
+    lead: tuple[str, ...]
+    wordings: tuple[Wording, ...]
+
+
+class Backend:
+    """A scorer with a store.
+
+    Args:
+      scorer: runs the model.
+      store: keeps raw scores; a batch's are written together by :meth:`Batch.commit`.
+      encode: text piece -> ids.
+      identity: hash of all that determines a score beside the text: weights, tokenizer, template version, instruction.
+      close: id of the line break.
+    """
+
+    def __init__(self, scorer: Scorer, store: Store, encode: Callable[[str], list[int]], *, identity: str, close: int):
+        self.scorer, self.store, self.identity, self.close = scorer, store, identity, close
+        self._encode = encode
+        self._ids: dict[str, tuple[int, ...]] = {}
+
+    def ids(self, pieces: Sequence[str]) -> tuple[int, ...]:
+        """Ids of separately encoded pieces, joined."""
+        for piece in pieces:
+            if piece not in self._ids:
+                self._ids[piece] = tuple(self._encode(piece))
+        return tuple(token for piece in pieces for token in self._ids[piece])
+
+    def tree(self, question: Question) -> TokenTree:
+        variants = [Variant(self.ids(w.pieces), tuple(self.ids((v,)) for v in w.values)) for w in question.wordings]
+        return token_tree(self.ids(question.lead), variants, close=self.close)
+
+    def open(self, profiles: Sequence[Sequence[int]]) -> Batch:
+        """Up to B profiles, as ids."""
+        return Batch(self, [tuple(ids) for ids in profiles])
+
+
+class Batch:
+    """Up to B profiles whose caches are made once, and only if something must be computed."""
+
+    def __init__(self, backend: Backend, profiles: list[tuple[int, ...]]):
+        self._backend, self._profiles = backend, profiles
+        self._cache: Cache | None = None
+        self._fresh: dict[str, bytes] = {}
+
+    def ask(self, questions: Sequence[Question]) -> list[tuple[list[Scores], int]]:
+        """Scores of every wording of every question, and the tokens of the question's tree.
+
+        A question is computed whole or read whole, so its cost is the same whether it was stored or not.
+        """
+        backend = self._backend
+        keys = [[self._key(q, wording) for wording in q.wordings] for q in questions]
+        trees = [backend.tree(q) for q in questions]
+        contents = [self._known(row) for row in keys]
+        missing = [i for i, known in enumerate(contents) if known is None]
+        if missing:
+            if self._cache is None:
+                self._cache = backend.scorer.prefix(self._profiles)
+            computed = backend.scorer.score(self._cache, [Job(questions[i].profile, trees[i]) for i in missing])
+            for i, scores in zip(missing, computed):
+                contents[i] = [pack_scores(*score) for score in scores]
+                self._fresh.update(zip(keys[i], contents[i] or ()))
+        return [
+            ([Scores(*unpack_scores(content)) for content in known or ()], len(tree.tokens))
+            for known, tree in zip(contents, trees)
+        ]
+
+    def commit(self, extra: dict[str, bytes] | None = None) -> None:
+        """Writes everything computed since the last commit, and ``extra``, in one transaction."""
+        if self._fresh or extra:
+            self._backend.store.put({**self._fresh, **(extra or {})})
+        self._fresh = {}
+
+    def _known(self, keys: Sequence[str]) -> list[bytes] | None:
+        """The contents of all ``keys``, or None if any is missing."""
+        contents = []
+        for key in keys:
+            content = self._fresh.get(key) or self._backend.store.get(key)
+            if content is None:
+                return None
+            contents.append(content)
+        return contents
+
+    def _key(self, question: Question, wording: Wording) -> str:
+        profile = self._profiles[question.profile]
+        return content_key("scores", self._backend.identity, profile, question.lead, wording.pieces, wording.values)
+
+
+def stack(scores: Sequence[Scores], mode: str) -> np.ndarray:
+    """The wordings' log-probabilities as [J, V] float64; ``mode`` is ``trie`` or ``full``."""
+    return np.stack([score.local if mode == "trie" else score.full for score in scores]).astype(np.float64)

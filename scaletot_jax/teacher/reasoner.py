@@ -1,0 +1,220 @@
+"""The teacher at work: the pilot and the searches of many profiles, in fixed batches through one backend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scaletot_jax.chains.spec import ChainSpec
+from scaletot_jax.lm.load import LoadedLM
+from scaletot_jax.progress import Progress
+from scaletot_jax.teacher import pilot as piloting
+from scaletot_jax.teacher import prompt, questions, records
+from scaletot_jax.teacher.backend import Backend, Batch, Question, stack
+from scaletot_jax.teacher.cost import call_cost
+from scaletot_jax.teacher.questions import Calibration, Case
+from scaletot_jax.teacher.scoring import Scorer
+from scaletot_jax.teacher.search import Answer, Ask, Bounds, Draw, run_together, search
+from scaletot_jax.teacher.store import Store, content_key, pack_json
+
+POLARITY_PROFILES = 16
+
+
+class Profile(NamedTuple):
+    """A profile to reason about: its exact key, its fields, and its text's ids."""
+
+    key: str
+    record: Mapping[str, Any]
+    ids: tuple[int, ...]
+
+
+class Reasoner:
+    """A teacher for one chain specification.
+
+    Args:
+      spec: the chain specification.
+      lm: the language model.
+      store: keeps scores and finished searches.
+      settings: the configuration's teacher section.
+      max_profile_tokens: longer profile texts lose whole lines from the top.
+      fields: names of the profile fields in use.
+      render: record -> profile text.
+    """
+
+    def __init__(
+        self,
+        spec: ChainSpec,
+        lm: LoadedLM,
+        store: Store,
+        settings: Mapping[str, Any],
+        *,
+        max_profile_tokens: int,
+        fields: Collection[str],
+        render: Callable[[Mapping[str, Any]], str],
+    ):
+        questions.check_supported(spec)
+        self.spec, self.settings, self.fields, self.render = spec, settings, frozenset(fields), render
+        self._encode, self._limit = lm.tokenizer.encode, max_profile_tokens
+        instruction = prompt.encode_pieces([prompt.instruction_text(spec)], self._encode)
+        scorer = Scorer(
+            lm.params,
+            lm.config,
+            instruction=instruction,
+            max_profile_tokens=max_profile_tokens,
+            batch_size=settings["batch_size"],
+        )
+        identity = content_key(lm.fingerprint, lm.tokenizer.fingerprint, prompt.TEMPLATE, instruction)
+        (close,) = self._encode("\n")
+        self.backend = Backend(scorer, store, self._encode, identity=identity, close=close)
+        self.shortened = 0  # profiles that lost lines
+
+    def profile(self, key: str, record: Mapping[str, Any]) -> Profile:
+        """Renders and encodes one record."""
+        ids, dropped = prompt.fit_profile(self.render(record), self._encode, self._limit)
+        self.shortened += dropped > 0
+        return Profile(key, record, tuple(ids))
+
+    # -- the pilot --------------------------------------------------------------------------------------------------
+
+    def pilot(
+        self, profiles: Sequence[Profile], base_rate: Sequence[float] | None, progress: Progress | None = None
+    ) -> tuple[Calibration, dict[str, Any]]:
+        """Scores the pilot profiles, tests polarity, and decides.
+
+        Args:
+          base_rate: [Kb] aggregate bucket shares of the training rows, or None.
+
+        Returns:
+          The calibration, and the evidence of every decision.
+        """
+        scores = piloting.PilotScores()
+        done = calls = tokens = 0
+        for batch_profiles in self.batches(profiles):
+            batch = self.backend.open([p.ids for p in batch_profiles])
+            cases = [self._case(p) for p in batch_profiles]
+            spent = piloting.score_batch(self.spec, cases, batch, done, scores)
+            done += len(cases)
+            batch.commit()
+            calls, tokens = calls + spent[0], tokens + spent[1] + sum(len(p.ids) for p in batch_profiles)
+            if progress:
+                progress.advance(len(batch_profiles), "pilot")
+        decide = {
+            "scoring": self.settings["scoring"],
+            "paraphrases": self.settings["paraphrases"],
+            "quantile": self.settings["refine_quantile"],
+            "base_rate": base_rate,
+        }
+        calibration, _ = piloting.decide(self.spec, scores, **decide)
+        polarity = self._polarity(profiles[:POLARITY_PROFILES], calibration)
+        dropped = {name: result for name, result in polarity.items() if result.get("passed") is False}
+        calibration, evidence = piloting.decide(self.spec, scores, **decide, dropped=dropped)
+        return calibration, {**evidence, "polarity": polarity, "calls": calls, "tokens": tokens}
+
+    def _polarity(self, profiles: Sequence[Profile], calibration: Calibration) -> dict[str, Any]:
+        """Scores every slot that has a polarity with its field forced low and high."""
+        results: dict[str, Any] = {}
+        for name, untestable in piloting.polarity_slots(self.spec, self.fields).items():
+            slot = next(slot for slot in self.spec.slots if slot.name == name)
+            if untestable or name not in calibration.means or not profiles:
+                results[name] = {"skipped": untestable or "no pilot profile has it to judge"}
+                continue
+            assert slot.polarity is not None
+            field, stems = slot.polarity.field, calibration.stems[name]
+            forced = [
+                self.profile(str(2 * i + side), {**p.record, field: value})
+                for i, p in enumerate(profiles)
+                for side, value in enumerate((slot.polarity.low, slot.polarity.high))
+            ]
+            scored: dict[int, np.ndarray] = {}
+            for members in self.batches(forced):
+                batch = self.backend.open([p.ids for p in members])
+                asked = [Question(row, (), tuple(questions.slot_wordings(slot, stems))) for row in range(len(members))]
+                for member, (scores, _) in zip(members, batch.ask(asked)):
+                    scored[int(member.key)] = stack(scores, calibration.mode)
+                batch.commit()
+            low, high = (np.stack([scored[2 * i + side] for i in range(len(profiles))]) for side in (0, 1))
+            results[name] = piloting.polarity_effect(low, high, calibration.means[name], slot.polarity.moves)
+        return results
+
+    # -- the searches -----------------------------------------------------------------------------------------------
+
+    def search(
+        self, profiles: Sequence[Profile], calibration: Calibration, progress: Progress | None = None
+    ) -> list[dict[str, Any]]:
+        """Searches every profile's chain, or reads it from the store.
+
+        Returns:
+          One record a profile, in the given order; see :func:`records.search_record`.
+        """
+        bounds = {name: self.settings[name] for name in Bounds.__dataclass_fields__}
+        decided = content_key(calibration.to_dict(), bounds, self.spec.fingerprint)
+        found: dict[str, dict[str, Any]] = {}
+        for members in self.batches(profiles):
+            cases = [self._case(p, calibration.dropped) for p in members]
+            keys = [
+                content_key("search", self.backend.identity, decided, c.ids, c.segments, sorted(c.evidence.items()))
+                for c in cases
+            ]
+            stored = [self.backend.store.get_json(key) for key in keys]
+            if any(record is None for record in stored):  # a batch is done whole, so that its calls keep their shapes
+                batch = self.backend.open([p.ids for p in members])
+                stored = self._search_batch(cases, batch, calibration, bounds)
+                batch.commit({key: pack_json(record) for key, record in zip(keys, stored)})
+            found.update((p.key, record) for p, record in zip(members, stored))
+            if progress:
+                progress.advance(len(members), "search")
+        return [found[p.key] for p in profiles]
+
+    def _search_batch(
+        self, cases: Sequence[Case], batch: Batch, calibration: Calibration, bounds: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        spec = self.spec
+        draws: dict[tuple[int, Any, int], Draw] = {}
+
+        def reply(asks: list[tuple[int, Ask]]) -> list[Draw | Answer]:
+            replies: list[Draw | Answer] = []
+            asked = [questions.question(spec, row, cases[row], ask, calibration) for row, ask in asks]
+            for (row, ask), (scores, tokens) in zip(asks, batch.ask(asked)):
+                if ask.kind == "answer":
+                    replies.append(questions.answer_reply(scores, calibration, chain=bool(ask.path), tokens=tokens))
+                    continue
+                at = (row, ask.path, ask.segment)
+                if ask.kind == "segment":
+                    draw = questions.segment_draw(spec, cases[row], ask.segment, scores, calibration, tokens)
+                    draws[at] = draw
+                else:
+                    draw = questions.revision_draw(spec, cases[row], ask, draws[at], scores, calibration, tokens)
+                replies.append(draw)
+            return replies
+
+        thresholds = [calibration.thresholds[segment.name] for segment in spec.segments]
+        searches = []
+        for case in cases:
+            # The profile's own tokens count against the bound too.
+            limits = Bounds(**{**bounds, "max_tokens": bounds["max_tokens"] - len(case.ids)})
+            cost = call_cost(spec, case, calibration, self.backend.ids)
+            searches.append(search(case.segments, thresholds, limits, cost=cost, clock=time.monotonic))
+        return [
+            records.search_record(spec, result, profile_tokens=len(case.ids))
+            for case, result in zip(cases, run_together(searches, reply))
+        ]
+
+    # -- both -------------------------------------------------------------------------------------------------------
+
+    def _case(self, profile: Profile, dropped: Collection[str] = ()) -> Case:
+        return questions.make_case(
+            self.spec, profile.key, profile.record, profile.ids, fields=self.fields, render=self.render, dropped=dropped
+        )
+
+    def batches(self, profiles: Sequence[Profile]) -> list[list[Profile]]:
+        """Batches of profiles whose padded length is the same, in a fixed order: a profile's shapes, and so its numbers
+        to the last bit, depend on itself alone."""
+        size = self.backend.scorer.batch_size
+        by_length: dict[int, list[Profile]] = {}
+        for profile in profiles:
+            by_length.setdefault(self.backend.scorer.padded_length(len(profile.ids)), []).append(profile)
+        groups = [by_length[length] for length in sorted(by_length)]
+        return [group[i : i + size] for group in groups for i in range(0, len(group), size)]

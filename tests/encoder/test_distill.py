@@ -1,0 +1,144 @@
+"""The distill stage on made-up states of known mean and noise: it finds the layer, reaches the ceiling, resumes exactly."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from encoder.made_up_run import BEST_LAYER, SEGMENTS, MadeUpStudent, files, open_run
+
+from scaletot_jax.encoder import distill as stage_module
+from scaletot_jax.encoder.artifact import load_encoder
+from scaletot_jax.encoder.blocks import plan_blocks, read_states
+from scaletot_jax.encoder.selection import choose_profiles
+from scaletot_jax.errors import ConfigError, DataError, StaleRunError
+from scaletot_jax.profiles.prepare import open_population
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, open_run(tmp_path_factory.mktemp("distill")) as run:
+        made = MadeUpStudent(run).install(patch)
+        stage = stage_module.distill(run)
+        yield run, stage, made
+
+
+def test_chooses_the_layer_that_tells_most(finished):
+    _, stage, _ = finished
+    probe = json.loads(stage.path("probe.json").read_text())
+    assert probe["layer"] == BEST_LAYER == stage.summary()["layer"]
+    assert max(probe["r2"], key=probe["r2"].get) == str(BEST_LAYER) and probe["r2"][str(BEST_LAYER)] > 0.1
+    assert probe["label_users"] == "distill split"
+
+
+def test_transfer_nears_the_ceiling_and_is_reported_by_segment(finished):
+    _, stage, _ = finished
+    evidence = stage.summary()["transfer"]
+    assert [row["segment"] for row in evidence] == list(SEGMENTS)
+    for row in evidence:
+        assert row["held_out"] >= 5 and 1 < row["effective_rank"] < 5
+        assert 0.8 < row["ceiling_by_variance"] <= 1
+        assert 0.7 * row["ceiling_by_variance"] < row["r2_by_variance"] <= 1
+        assert row["retrieval"]["mrr"] > 2 * row["retrieval"]["chance_mrr"]
+
+
+def test_only_teacher_and_distill_users_and_no_labels(finished):
+    run, stage, _ = finished
+    table = open_population(run).table
+    used = pq.read_table(stage.path("profiles.parquet"))
+    split = np.array(table["split"].to_pylist())[used["row"].to_numpy()]
+    assert set(zip(split, used["source"].to_pylist())) == {("teacher", "teacher"), ("distill", "distill")}
+    assert stage.summary()["labels_used_for_training"] is False
+    parts = dict(zip(used["group"].to_pylist(), used["part"].to_pylist()))
+    assert all(parts[g] == p for g, p in zip(used["group"].to_pylist(), used["part"].to_pylist())), (
+        "a group lies in one part"
+    )
+    assert len(set(used["exact_key"].to_pylist())) == used.num_rows
+
+
+def test_a_finished_stage_is_not_run_again(finished):
+    run, stage, made = finished
+    calls = made.calls
+    assert stage_module.distill(run).fingerprint == stage.fingerprint and made.calls == calls
+
+
+def test_the_encoder_is_bound_to_its_feature_space(finished):
+    _, stage, _ = finished
+    encoder = load_encoder(stage.directory)
+    assert encoder.spec.segments == SEGMENTS and len(encoder.whitening) == 2
+    with pytest.raises(StaleRunError, match="another feature space"):
+        load_encoder(stage.directory, features_sha256="0" * 64)
+
+
+def test_weights_of_another_file_are_refused(finished, tmp_path):
+    _, stage, _ = finished
+    for name in ("encoder.json", "encoder.safetensors"):
+        (tmp_path / name).write_bytes(stage.path(name).read_bytes())
+    weights = bytearray((tmp_path / "encoder.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "encoder.safetensors").write_bytes(weights)
+    with pytest.raises(DataError, match="do not belong together"):
+        load_encoder(tmp_path)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["second block", "after the probe", "first checkpoint", "before the end"])
+def test_killed_and_continued_gives_the_same_bytes(finished, tmp_path, moment):
+    whole = files(finished[1].directory)
+    with open_run(tmp_path) as run:
+        with pytest.MonkeyPatch.context() as patch:
+            made = MadeUpStudent(run).install(patch)
+
+            def stop_after(function, count):
+                calls = [0]
+
+                def stopping(*args, **kwargs):
+                    if calls[0] == count:
+                        raise Killed
+                    calls[0] += 1
+                    return function(*args, **kwargs)
+
+                return stopping
+
+            if moment == "second block":
+                patch.setattr(stage_module, "reasoning_states", stop_after(made.states, 1))
+            elif moment == "after the probe":
+                patch.setattr(stage_module.store, "read_states", stop_after(stage_module.store.read_states, 3))
+            elif moment == "first checkpoint":
+                patch.setattr(stage_module, "train_block", stop_after(stage_module.train_block, 1))
+            else:
+                patch.setattr(stage_module, "save_encoder", stop_after(stage_module.save_encoder, 0))
+            with pytest.raises(Killed):
+                stage_module.distill(run)
+        with pytest.MonkeyPatch.context() as patch:
+            again = MadeUpStudent(run).install(patch)
+            stage = stage_module.distill(run)
+            assert again.calls == (0 if moment in ("first checkpoint", "before the end") else again.calls)
+    assert files(stage.directory) == whole
+
+
+def test_blocks_hold_every_profile_once(finished):
+    _, stage, _ = finished
+    used = pq.read_table(stage.path("profiles.parquet"))
+    states = read_states(stage.directory, plan_blocks(used.num_rows), BEST_LAYER)
+    assert states.shape == (used.num_rows, 3, len(SEGMENTS), 24)
+
+
+def test_a_layer_can_be_set_and_a_wrong_one_is_refused(tmp_path, monkeypatch):
+    with open_run(tmp_path, distill__layer="0.5") as run:
+        MadeUpStudent(run).install(monkeypatch)
+        assert stage_module.distill(run).summary()["layer"] == 2
+    for bad in ("deep", "1.5"):
+        with pytest.raises(ConfigError, match=r"distill\.layer"):
+            stage_module._fraction_layer(bad, 4)
+
+
+def test_a_reasoned_profile_of_an_evaluation_user_is_refused(finished):
+    run = finished[0]
+    table = open_population(run).table
+    keys = dict(zip(table["split"].to_pylist(), table["exact_key"].to_pylist()))
+    with pytest.raises(DataError, match="teacher split"):
+        choose_profiles(table, [keys["test"]], "lt30", 10, 0)

@@ -1,0 +1,130 @@
+"""Whitening, the layer probe and the transfer evidence, against scikit-learn and known populations."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+
+from scaletot_jax.encoder import probe, transfer
+from scaletot_jax.encoder.whiten import effective_rank, fit_whitening, whiten
+from scaletot_jax.errors import DataError
+
+
+def states(users=200, width=40, rank=6, seed=0):
+    rng = np.random.default_rng(seed)
+    return (100 + rng.normal(size=(users, rank)) @ (rng.normal(size=(rank, width)) * 2.0)).astype(np.float32)
+
+
+def test_whitening_gives_uncorrelated_unit_columns_as_pca_does():
+    h = states()
+    w = fit_whitening(h, 4)
+    z = whiten(w, h)
+    np.testing.assert_allclose(z.T @ z / len(z), np.eye(4), atol=1e-8)
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-8)
+    oracle = PCA(4, whiten=True).fit_transform(h.astype(np.float64))
+    np.testing.assert_allclose(np.abs((z * oracle).mean(0)), 1, atol=1e-2)
+    assert w.variance.tolist() == sorted(w.variance, reverse=True)
+
+
+def test_whitening_keeps_no_more_than_the_rank():
+    assert fit_whitening(states(), 64).axes.shape == (40, 6)
+    assert fit_whitening(states(users=4), 64).axes.shape == (40, 3)
+
+
+def test_whitening_uses_training_rows_only():
+    h = states()
+    w = fit_whitening(h[:100], 6)
+    z = whiten(w, h[100:])
+    assert np.abs(z.mean(0)).max() > 1e-3  # another sample has another mean: no statistics of its own were used
+    np.testing.assert_allclose(z[:1], whiten(w, h[100:101]), atol=1e-12)
+
+
+def test_whitening_is_deterministic_in_sign():
+    h = states()
+    np.testing.assert_allclose(fit_whitening(h[::-1].copy(), 4).axes, fit_whitening(h, 4).axes, atol=1e-8)
+
+
+@pytest.mark.parametrize("bad", [np.ones((5, 3)), np.ones((1, 3)), np.full((5, 3), np.nan)])
+def test_states_that_cannot_be_whitened_are_refused(bad):
+    with pytest.raises(DataError):
+        fit_whitening(bad, 2)
+
+
+def test_effective_rank():
+    rng = np.random.default_rng(0)
+    assert effective_rank(np.outer(rng.normal(size=50), np.ones(8))) == pytest.approx(1)
+    assert effective_rank(rng.normal(size=(100_000, 8))) == pytest.approx(8, abs=0.01)
+    assert effective_rank(np.ones((5, 8))) == 0
+
+
+def test_candidate_layers():
+    assert probe.candidate_layers(30) == (15, 20, 23, 30)
+    assert probe.candidate_layers(8) == (4, 6, 8)
+    assert probe.candidate_layers(1) == (1,)
+
+
+def test_probe_is_scikit_learns_ridge():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 120)) * rng.uniform(0.1, 9, 120)
+    y = x[:, 0] + rng.normal(size=80)
+    folds = np.arange(80) % 4
+    got = probe.ridge_probe(x, y, folds, penalties=(0.3,))
+    want = np.zeros(80)
+    for fold in range(4):
+        train, test = folds != fold, folds == fold
+        scaled = (x - x[train].mean(0)) / x[train].std(0)
+        alpha = 0.3 * np.sum(scaled[train] ** 2) / train.sum()
+        want[test] = Ridge(alpha=alpha).fit(scaled[train], y[train]).predict(scaled[test])
+    np.testing.assert_allclose(got.predictions, want, atol=1e-8)
+
+
+def test_probe_finds_signal_and_only_signal():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(300, 50))
+    folds = probe.folds_of([f"user {i}" for i in range(300)], 5)
+    assert len(np.unique(folds)) == 5
+    assert probe.ridge_probe(x, x[:, 0] + 0.1 * rng.normal(size=300), folds).r2 > 0.8
+    assert probe.ridge_probe(x, rng.normal(size=300), folds).r2 < 0.05
+    assert np.isnan(probe.ridge_probe(x, np.ones(300), folds).r2)
+
+
+def test_folds_keep_groups_together():
+    folds = probe.folds_of(["a", "b", "a", "c", "b"], 7)
+    assert folds[0] == folds[2] and folds[1] == folds[4]
+
+
+def test_noise_ceiling_of_a_known_population():
+    """Between-user variance 1, chain noise 2, four chains: 1/(1 + 2/4) for the mean, 1/(1 + 2) for one chain."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(4000, 1, 6))
+    chains = truth + np.sqrt(2) * rng.normal(size=(4000, 4, 6))
+    ceiling = transfer.noise_ceiling(chains)
+    assert ceiling.mean_target == pytest.approx(2 / 3, abs=0.02)
+    assert ceiling.single_chain == pytest.approx(1 / 3, abs=0.02)
+    reached = transfer.transfer_r2(chains.mean(1), truth[:, 0])
+    assert reached == pytest.approx(ceiling.mean_target, abs=0.02)  # the best predictor meets the ceiling
+    assert transfer.noise_ceiling(chains[:, :1]) == (None, None)
+    noise = transfer.noise_ceiling(rng.normal(size=(4000, 4, 6)))
+    assert noise.mean_target < 0.03
+
+
+def test_transfer_r2_is_variance_weighted():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(50, 4)) * [1, 2, 3, 4]
+    p = z + rng.normal(size=z.shape)
+    assert transfer.transfer_r2(z, p) == pytest.approx(r2_score(z, p, multioutput="variance_weighted"))
+    assert transfer.transfer_r2(z[:1], p[:1]) is None
+
+
+def test_retrieval():
+    z = np.random.default_rng(0).normal(size=(300, 20))
+    perfect = transfer.retrieval(z, 3 * z)
+    assert perfect["recall_at_1"] == perfect["mrr"] == 1
+    collapsed = transfer.retrieval(z, np.ones_like(z))
+    assert collapsed["recall_at_1"] < 0.02
+    constant = transfer.retrieval(np.ones_like(z), np.ones_like(z))
+    assert constant["recall_at_1"] == 0  # ties are not hits
+    guess = np.mean([transfer.retrieval(z, np.random.default_rng(s).normal(size=z.shape))["mrr"] for s in range(1, 31)])
+    assert guess == pytest.approx(perfect["chance_mrr"], rel=0.2)
+    assert transfer.retrieval(z, z, pool=10)["pool"] == 10

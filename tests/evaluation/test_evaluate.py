@@ -1,0 +1,111 @@
+"""The evaluate stage on a made-up run: complete, reproducible, and refusing when a user was trained on."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from encoder.made_up_run import MadeUpStudent, open_run
+
+from scaletot_jax.encoder.distill import distill
+from scaletot_jax.encoder.score import score
+from scaletot_jax.errors import DataError
+from scaletot_jax.evaluation import evaluate as stage_module
+from scaletot_jax.evaluation.comparison import METRICS, PLACEBOS, WITH, WITHOUT
+from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED
+from scaletot_jax.profiles.prepare import open_population
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, open_run(tmp_path_factory.mktemp("evaluate")) as run:
+        MadeUpStudent(run).install(patch)
+        distill(run)
+        score(run)
+        stage = stage_module.evaluate(run)
+        yield run, stage, json.loads(stage.path("metrics.json").read_text())
+
+
+def test_report_is_complete(evaluated):
+    run, _, report = evaluated
+    table = open_population(run).table
+    assert report["rows"]["test"] == table["split"].to_pylist().count("test") == report["rows"]["test_groups"]
+    assert set(report["targets"]) == {"lt30", "ltv30"}
+    for target in report["targets"].values():
+        assert list(target["features"]) == ["static", "static+early"]
+        for found in target["features"].values():
+            assert set(found["systems"]) == {"constant", "ridge", WITHOUT, WITH, *PLACEBOS}
+            assert set(found["systems"][WITH]) == {*METRICS[target["kind"]], "by_seed"}
+            assert set(found["differences"]) == {f"{WITH} - {other}" for other in (WITHOUT, *PLACEBOS)}
+            assert found["verdict"]["word"] in (HELPED, HURT, UNDECIDED)
+    assert report["verdict"] == report["targets"]["lt30"]["features"]["static+early"]["verdict"]
+    assert report["audit"]["overlap"] == 0 and report["audit"]["trained_groups"] > 100
+
+
+def test_early_behaviour_does_not_reach_the_static_comparison(evaluated):
+    """visits_30 tells most about lt30: with it every network must order users clearly better than without."""
+    _, _, report = evaluated
+    features = report["targets"]["lt30"]["features"]
+    for system in (WITHOUT, WITH):
+        rho = {name: found["systems"][system]["spearman"]["estimate"] for name, found in features.items()}
+        assert rho["static+early"] > rho["static"] + 0.1
+
+
+def test_static_embeddings_ignore_early_columns(evaluated):
+    run, *_ = evaluated
+    population = open_population(run)
+    sets = stage_module._feature_sets(run, population, 0)
+    changed = population.table.set_column(
+        population.table.column_names.index("visits_30"), "visits_30",
+        pa.chunked_array([pa.array(np.full(population.table.num_rows, 9), population.table.schema.field("visits_30").type)]),
+    )  # fmt: skip
+    other = stage_module._feature_sets(run, population._replace(table=changed), 0)
+    np.testing.assert_array_equal(other["static"].z, sets["static"].z)
+    np.testing.assert_array_equal(other["static"].dense, sets["static"].dense)
+    assert (other["static+early"].dense != sets["static+early"].dense).any()
+    assert np.abs(sets["static"].z - sets["static+early"].z).max() > 1e-2
+
+
+def test_predictions_are_those_of_the_metrics(evaluated):
+    _, stage, report = evaluated
+    table = pq.read_table(stage.path("predictions.parquet"))
+    rows = [r for r in table.to_pylist() if (r["target"], r["features"], r["system"]) == ("lt30", "static+early", WITH)]
+    assert len(rows) == report["rows"]["test"]
+    error = np.sqrt(np.mean([(r["expected"] - r["label"]) ** 2 for r in rows]))
+    assert error == pytest.approx(
+        report["targets"]["lt30"]["features"]["static+early"]["systems"][WITH]["rmse"]["estimate"], rel=1e-5
+    )
+
+
+def test_again_gives_the_same_bytes(evaluated):
+    run, stage, _ = evaluated
+    before = {name: stage.path(name).read_bytes() for name in ("metrics.json", "predictions.parquet")}
+    assert stage_module.evaluate(run).done
+    stage.path("stage.json").unlink()
+    run._stages.pop("evaluate")
+    stage = stage_module.evaluate(run)
+    assert {name: stage.path(name).read_bytes() for name in before} == before
+
+
+def test_a_distilled_test_user_is_refused(evaluated):
+    """The planted leak: one group of the test split among the distilled profiles."""
+    run, *_ = evaluated
+    population = open_population(run)
+    path = run.workdir / "distill" / "profiles.parquet"
+    original = path.read_bytes()
+    split, groups = population.table["split"].to_pylist(), population.table["group"].to_pylist()
+    leak = split.index("test")
+    table = pq.read_table(path)
+    rows, names = table["row"].to_pylist(), table["group"].to_pylist()
+    rows[0], names[0] = leak, groups[leak]
+    try:
+        for column, values in (("row", rows), ("group", names)):
+            table = table.set_column(
+                table.column_names.index(column), column, pa.array(values, table.schema.field(column).type)
+            )
+        pq.write_table(table, path)
+        with pytest.raises(DataError, match=f"split 'test' were used[\\s\\S]*'{groups[leak]}'"):
+            stage_module._audit(run, population, np.asarray(groups, object))
+    finally:
+        path.write_bytes(original)

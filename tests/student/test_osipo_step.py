@@ -1,0 +1,141 @@
+"""The OSIPO update: what gets credit, what is learnt, and what stays frozen."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from student import toy
+
+from scaletot_jax.losses import osipo_advantages
+from scaletot_jax.student import osipo_step as module
+from scaletot_jax.student.adapter import adamw, start
+from scaletot_jax.student.diagnostics import within_group_correlation
+from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step, outcomes_of
+from scaletot_jax.student.policy import encode_prompts
+from scaletot_jax.student.rollout import request_keys, sample_chains
+from scaletot_jax.student.sft_step import SFTBatch
+
+STUDENT = toy.student()
+PROMPTS, VALID, _ = encode_prompts(STUDENT.tokenizer, toy.texts(4), 40)
+BUCKETS = jnp.asarray([0, 1, 2, 3], jnp.int32)
+REPLAY = SFTBatch(*(jnp.asarray(array[:4]) for array in toy.examples(8).arrays))
+OPTIONS = OSIPOOptions(num_segments=2, lora_scale=STUDENT.lora_scale)
+OPTIMIZER = adamw(2e-2, steps=100, warmup=0, weight_decay=0.0, clip_norm=1.0)
+sampler = jax.jit(
+    partial(sample_chains, config=STUDENT.config, max_length=STUDENT.chain_length, lora_scale=STUDENT.lora_scale)
+)
+
+
+def rollouts(update, lora=STUDENT.lora, count=6):
+    keys = request_keys(jax.random.key(update), jnp.arange(4 * count).reshape(4, count))
+    return sampler(
+        params=STUDENT.params, grammar=STUDENT.grammar, prompts=PROMPTS, prompt_valid=VALID, keys=keys, lora=lora
+    )
+
+
+def fresh(lora=STUDENT.lora):
+    return OSIPOState(start(lora, OPTIMIZER), start(lora, OPTIMIZER))
+
+
+def stepper(options=OPTIONS):
+    return jax.jit(
+        partial(
+            osipo_step,
+            config=STUDENT.config,
+            options=options,
+            policy_optimizer=OPTIMIZER,
+            reward_optimizer=OPTIMIZER,
+        )
+    )
+
+
+STEP = stepper()
+PLAIN = stepper(dataclasses.replace(OPTIONS, answer_weight=0.0, sft_weight=0.0))  # surrogate and KL alone
+
+
+def test_first_update_is_on_policy():
+    """θ = reference = φ: ratio 1, nothing clipped, no KL, the reward model is silent."""
+    batch = OSIPOBatch(PROMPTS, VALID, rollouts(0), BUCKETS)
+    state, metrics = STEP(fresh(), STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.1)
+    assert abs(float(metrics["ratio"]) - 1) < 1e-4 and float(metrics["clip_fraction"]) == 0
+    assert abs(float(metrics["kl"])) < 1e-6 and float(metrics["valid_rate"]) == 1
+    assert float(metrics["value_auc"]) == 0.5 and float(metrics["value_pairs"]) > 0
+    assert float(metrics["outcome_variance"]) > 0 and float(metrics["grad_norm"]) > 0
+    moved = jax.tree.map(lambda new, old: float(np.abs(np.asarray(new - old)).max()), state.reward.lora, STUDENT.lora)
+    assert max(moved.values()) > 0
+
+
+def test_outcome_reads_the_answer_of_the_rollouts_own_chain():
+    sampled = rollouts(0)
+    outcomes = np.asarray(outcomes_of(sampled, BUCKETS))
+    answers = np.asarray(sampled.answers, np.float64)
+    for u in range(4):
+        for n in range(6):
+            cumulative = np.cumsum(answers[u, n])[:-1]
+            expected = 1 - np.mean((cumulative - (np.arange(3) >= u)) ** 2)
+            np.testing.assert_allclose(outcomes[u, n], expected, atol=1e-6)
+    # Another chain, another answer: within a user the outcomes differ wherever the chains differ.
+    assert (np.ptp(outcomes, axis=1) > 1e-6).all()
+    broken = sampled._replace(complete=sampled.complete.at[1, 2].set(False))
+    assert float(outcomes_of(broken, BUCKETS)[1, 2]) == np.float32(module.INVALID_OUTCOME)
+
+
+def test_nothing_at_or_after_the_answer_is_credited():
+    sampled = rollouts(3)
+    shape = (-1, STUDENT.chain_length)
+    ids = sampled.segment_ids.reshape(shape)
+    rewards, valid = jnp.asarray(np.random.default_rng(0).normal(size=(24, 2))), jnp.ones((24, 2), bool)
+    advantages = np.asarray(
+        osipo_advantages(rewards, valid, outcomes_of(sampled, BUCKETS).reshape(-1), jnp.repeat(jnp.arange(4), 6), ids)
+    )
+    states, tokens_valid = np.asarray(sampled.states).reshape(shape), np.asarray(sampled.valid).reshape(shape)
+    answered = np.cumsum(states == STUDENT.chain.answer_state, axis=1) > 0
+    assert (answered & tokens_valid).sum() == 2 * 24  # the answer and the end token
+    assert (advantages[answered] == 0).all()
+    assert (advantages[tokens_valid & ~answered] != 0).mean() > 0.9
+
+
+def test_without_signal_only_the_stated_terms_move_the_policy():
+    """Equal outcomes, no process weight, no answer or replay term, KL at its minimum: the policy does not move."""
+    sampled = rollouts(1)
+    same = sampled._replace(answers=jnp.broadcast_to(sampled.answers[:, :1], sampled.answers.shape))
+    batch = OSIPOBatch(PROMPTS, VALID, same, BUCKETS)
+    state, metrics = PLAIN(fresh(), STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.0)
+    assert float(metrics["zero_advantage_groups"]) == 1 and float(metrics["outcome_variance"]) < 1e-12
+    assert float(metrics["grad_norm"]) < 1e-9
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-9), state.policy.lora, STUDENT.lora)
+
+
+def test_an_invalid_batch_leaves_the_reward_model_alone():
+    sampled = rollouts(2)
+    batch = OSIPOBatch(PROMPTS, VALID, sampled._replace(complete=jnp.zeros((4, 6), bool)), BUCKETS)
+    state, metrics = STEP(fresh(), STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.1)
+    jax.tree.map(np.testing.assert_array_equal, state.reward.lora, STUDENT.lora)
+    assert float(metrics["valid_rate"]) == 0 and all(np.isfinite(float(value)) for value in metrics.values())
+
+
+def test_a_rewarded_value_is_learnt():
+    """A made-up outcome: the answer is right exactly when the first slot says the first value. It must become frequent."""
+    state = fresh()
+    wanted = STUDENT.chain.slots[0].ids[1][0]
+    right, wrong = jnp.asarray([0.97, 0.01, 0.01, 0.01]), jnp.asarray([0.01, 0.01, 0.01, 0.97])
+    shares = []
+    for update in range(25):
+        sampled = rollouts(update, state.policy.lora)
+        place = jnp.argmax(sampled.states == STUDENT.chain.slots[0].start, axis=-1)
+        hit = jnp.take_along_axis(sampled.tokens, place[..., None], axis=-1) == wanted
+        shares.append(float(jnp.mean(hit)))
+        sampled = sampled._replace(answers=jnp.where(hit, right, wrong))
+        batch = OSIPOBatch(PROMPTS, VALID, sampled, jnp.zeros(4, jnp.int32))
+        weight = 0.0 if update < 2 else 0.1
+        state, metrics = PLAIN(state, STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, weight)
+    assert np.mean(shares[-3:]) > np.mean(shares[:3]) + 0.4, shares
+    assert float(metrics["kl"]) > 0
+
+
+def test_correlation_within_groups():
+    values, outcomes = jnp.asarray([[1.0, 2.0], [11.0, 10.0]]), jnp.asarray([[0.1, 0.2], [0.6, 0.5]])
+    np.testing.assert_allclose(within_group_correlation(values, outcomes), 1, rtol=1e-5)
+    assert float(within_group_correlation(values, jnp.ones((2, 2)))) == 0

@@ -1,0 +1,97 @@
+"""The pilot's decisions on scores whose right answer is known."""
+
+import numpy as np
+import pytest
+
+from scaletot_jax.chains.spec import load_spec
+from scaletot_jax.teacher import calibrate, pilot
+from scaletot_jax.teacher.questions import CHAIN, DIRECT
+from scaletot_jax.teacher.scoring import Scores
+
+USERS = 60
+
+
+def scores_of(signal, noise, seed=0, stems=3):
+    """Raw scores [users, stems, V]: a shared signal, each wording's own bias, and each wording's own noise."""
+    rng = np.random.default_rng(seed)
+    bias = rng.normal(size=(1, stems, signal.shape[-1])) * 5
+    own = rng.normal(size=(len(signal), stems, signal.shape[-1])) * np.reshape(noise, (1, -1, 1))
+    return signal[:, None] + bias + own
+
+
+def pilot_scores(spec, trie_noise=0.1, full_noise=0.1, stem_noise=(1, 1, 1)):
+    rng = np.random.default_rng(5)
+    out = pilot.PilotScores()
+    sizes = {slot.name: len(slot.scored_values) for slot in spec.slots if slot.source == "scored"}
+    for n, (item, size) in enumerate({DIRECT: spec.num_buckets, CHAIN: spec.num_buckets, **sizes}.items()):
+        signal = rng.normal(size=(USERS, size))
+        trie = scores_of(signal, trie_noise * np.asarray(stem_noise), seed=n)
+        full = scores_of(signal, full_noise * np.asarray(stem_noise), seed=n + 100)
+        for row in range(USERS):
+            out.add(item, row, [Scores(f, t) for f, t in zip(full[row].astype("f4"), trie[row].astype("f4"))])
+    return out
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return load_spec("synthetic")
+
+
+def decide(spec, scores, **changes):
+    settings = {"scoring": "auto", "paraphrases": 2, "quantile": 0.7, "base_rate": None, **changes}
+    return pilot.decide(spec, scores, **settings)
+
+
+def test_the_mode_whose_wordings_agree_is_chosen(spec):
+    assert decide(spec, pilot_scores(spec, trie_noise=0.1, full_noise=3))[0].mode == "trie"
+    assert decide(spec, pilot_scores(spec, trie_noise=3, full_noise=0.1))[0].mode == "full"
+    calibration, evidence = decide(spec, pilot_scores(spec, trie_noise=0.1, full_noise=3), scoring="full")
+    assert calibration.mode == "full" and evidence["scoring"]["by"] == "configuration"
+
+
+def test_the_odd_wording_is_left_out(spec):
+    calibration, evidence = decide(spec, pilot_scores(spec, stem_noise=(1, 40, 1)))
+    assert set(calibration.stems.values()) == {(0, 2)}
+    assert calibration.means["outlook"].shape == (2, 3)
+    assert np.argmin(evidence["wordings"]["outlook"]["agreement_with_others"]) == 1
+    assert calibration.stems[CHAIN] == calibration.stems[DIRECT]
+
+
+def test_thresholds_are_quantiles_of_the_pilots_own_uncertainty(spec):
+    for quantile in (0.5, 0.7, 0.9):
+        calibration, evidence = decide(spec, pilot_scores(spec), quantile=quantile)
+        for name in ("interests", "need", "outlook"):
+            assert evidence["thresholds"][name]["above_threshold"] == pytest.approx(1 - quantile, abs=1.5 / USERS)
+        assert calibration.thresholds["habit"] == 1.0  # a fact has no uncertainty to exceed
+
+
+def test_the_mean_answer_follows_the_base_rate(spec):
+    base = np.array([0.3, 0.2, 0.2, 0.1, 0.1, 0.06, 0.04])
+    scores = pilot_scores(spec)
+    calibration, _ = decide(spec, scores, base_rate=base)
+    for item in (DIRECT, CHAIN):
+        raw = scores.array(item, calibration.mode)[:, list(calibration.stems[item])]
+        p = calibrate.pooled(raw, calibration.means[item], calibration.shifts[item])
+        np.testing.assert_allclose(p.mean(0), base, atol=1e-4)
+
+
+def test_polarity_passes_only_what_moves_the_right_way():
+    mean = np.zeros((1, 3))
+    low = np.tile(np.log([0.6, 0.3, 0.1]), (10, 1, 1))
+    high = np.tile(np.log([0.1, 0.3, 0.6]), (10, 1, 1))
+    up = pilot.polarity_effect(low, high, mean, "up")
+    assert up["passed"] and up["effect"] == pytest.approx(1.0) and up["share"] == 1
+    assert not pilot.polarity_effect(low, high, mean, "down")["passed"]
+    assert pilot.polarity_effect(high, low, mean, "down")["passed"]
+    assert not pilot.polarity_effect(low, low, mean, "up")["passed"]  # blind is not enough
+
+
+def test_a_slot_that_fails_is_dropped_and_counts_no_more(spec):
+    calibration, evidence = decide(spec, pilot_scores(spec), dropped={"outlook": {"passed": False}})
+    assert calibration.dropped == {"outlook"}
+    assert "outlook" not in evidence["thresholds"] and calibration.thresholds["outlook"] == 1.0
+
+
+def test_polarity_is_skipped_where_its_field_is_not_in_use(spec):
+    assert pilot.polarity_slots(spec, spec.fields) == {"outlook": ""}
+    assert "visits_30" in pilot.polarity_slots(spec, ("age",))["outlook"]
