@@ -16,7 +16,6 @@ CORE = [
     "ml-collections>=1.1.0",
     "array-record>=0.8.6",
     "gguf>=0.19.0",
-    "matplotlib>=3.11.2",
     "numpy>=2.4.6",
     "pyarrow>=26.0.1",
     "pydantic>=2.14.3",

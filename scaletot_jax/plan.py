@@ -133,16 +133,14 @@ class _Lengths(NamedTuple):
 
 def _lengths(config: Mapping[str, Any], population: Population, tokenizer: Any) -> _Lengths:
     from scaletot_jax.chains.grammar import compile_chain
-    from scaletot_jax.student.policy import CHAIN_MULTIPLE, PROMPT_MULTIPLE, round_up
+    from scaletot_jax.student.policy import PROMPT_MULTIPLE, round_up
     from scaletot_jax.teacher.teach import run_spec
 
     sample = population.table.slice(0, 200).to_pylist()
     limit = config["lm"]["max_profile_tokens"]
     counts = [min(limit, len(tokenizer.encode(population.renderer.text(row)))) for row in sample]
     chain = compile_chain(run_spec(config), tokenizer.encode, tokenizer.eos_id)
-    return _Lengths(
-        float(np.mean(counts)), round_up(max(counts), PROMPT_MULTIPLE), round_up(chain.max_length, CHAIN_MULTIPLE)
-    )
+    return _Lengths(float(np.mean(counts)), round_up(limit, PROMPT_MULTIPLE), chain.max_length)
 
 
 def measure(lm: Any, config: Mapping[str, Any], lengths: _Lengths, *, seconds: float = 2.0) -> Rates:

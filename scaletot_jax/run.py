@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -225,7 +225,7 @@ class Run:
         self.config = dict(config)
         self.on_change = on_change
         self._stages: dict[str, Stage] = {}
-        self._lock_file = None
+        self._lock_file: IO[str] | None = None
         with _disk_errors(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
         if lock:

@@ -1,8 +1,10 @@
 """Exit codes and messages of the command line."""
 
 import pytest
+import tiny
 
 from scaletot_jax.cli import VERBS, main
+from scaletot_jax.run import STAGES
 
 
 @pytest.fixture
@@ -45,3 +47,21 @@ def test_bad_usage_says_what_and_exits_non_zero(arguments, code, message, recipe
     places = {"RECIPE": str(recipe), "EMPTY": str(tmp_path / "empty")}
     assert call(*(places.get(argument, argument) for argument in arguments)) == code
     assert message in capsys.readouterr().err
+
+
+def test_plan_counts_before_anything_is_spent(recipe, tmp_path, capsys):
+    """On the synthetic population with a tiny model: every stage has a line, and no stage but `prepare` has run."""
+    weights = tmp_path / "lm"
+    tiny.write_tiny_lm(weights)
+    sizes = ["--config.data.limit=300", "--config.teacher.num_profiles=20", "--config.teacher.pilot_profiles=10"]
+    workdir = tmp_path / "run"
+    code = call("plan", "--config", str(recipe), "--workdir", str(workdir), f"--config.lm.weights={weights}", *sizes)
+    text = capsys.readouterr().out
+    assert code == 0, text
+    rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert all(stage in rows for stage in STAGES)
+    assert "20 profiles, pilot of 10" in rows["teach"]
+    assert "300 rows" in rows["score"]
+    assert "population: 300 rows" in text
+    assert "  teacher.num_profiles = 20" in text
+    assert [path.parent.name for path in workdir.glob("*/stage.json")] == ["prepare"]

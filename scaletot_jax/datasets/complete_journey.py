@@ -31,10 +31,6 @@ FIRST_SNAPSHOT = np.datetime64("2017-03-01")
 TOP_CATEGORIES = 3
 DEMOGRAPHICS = ("age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count")
 FILES = ("transactions", "products", "demographics")
-MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
 TYPES = {
     "user_id": pa.string(),
     "household": pa.string(),
@@ -43,7 +39,6 @@ TYPES = {
     "tenure_days": pa.int64(),
     "top_department": pa.string(),
     "top_categories": pa.list_(pa.string()),
-    "month": pa.string(),
     "days_since_last_visit": pa.int64(),
     "shopping_days_30": pa.int64(),
     "spend_30": pa.float64(),
@@ -120,7 +115,6 @@ def build_table(folder: str | Path = "") -> pa.Table:
             "top_categories": _top_some(
                 house[past], products.category[past], money[past], count, products.categories, known
             ),
-            "month": pa.array(np.full(len(known), _month(snapshot + 1), dtype=object), pa.string()),
             "days_since_last_visit": pa.array(snapshot - last[known]),
             "shopping_days_30": pa.array(_visits_in(visits, snapshot - 30, snapshot, count)[known]),
             "spend_30": pa.array(np.round(_sums(house, money, recent, count)[known], 2)),
@@ -251,7 +245,3 @@ def _top_some(house, code, money, count: int, words: list[str], known: np.ndarra
 
 def _compact(day: int) -> str:
     return str(np.datetime64(day, "D")).replace("-", "")
-
-
-def _month(day: int) -> str:
-    return MONTHS[int(str(np.datetime64(day, "D"))[5:7]) - 1]

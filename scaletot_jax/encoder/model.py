@@ -126,22 +126,25 @@ def piecewise_linear(column: Array, edges: tuple[float, ...]) -> jax.Array:
     return jnp.clip((column[:, None] - low) / (high - low), 0.0, 1.0)
 
 
-def redact(inputs: Inputs, withheld: jax.Array, spec: EncoderSpec) -> Inputs:
+def redact(inputs: Inputs, withheld: jax.Array, spec: EncoderSpec, *, unknown: jax.Array | None = None) -> Inputs:
     """Withholds fields: their ids become REDACTED, their numbers 0 and missing.
 
     Args:
       inputs: B encoded profiles.
       withheld: bool [B, F] or [F], in the order of ``spec.fields``.
       spec: says which columns belong to which field.
+      unknown: bool [B], rows whose withheld ids become UNKNOWN instead. Training draws it, so that a value never seen
+        before meets an embedding that was trained, not the initial noise.
     """
+    blank_id = jnp.asarray(REDACTED) if unknown is None else jnp.where(unknown, UNKNOWN, REDACTED)[:, None]
     withheld = jnp.broadcast_to(withheld, (inputs.cat.shape[0], len(spec.fields)))
     of_cat, of_num, of_multi = (
         withheld[:, np.asarray(index, np.int32)] for index in (spec.cat_fields, spec.num_fields, spec.multi_fields)
     )
     first = jnp.arange(inputs.multi.shape[2]) == 0
-    blank = jnp.where(first, REDACTED, PADDING).astype(inputs.multi.dtype)
+    blank = jnp.where(first, blank_id[..., None], PADDING).astype(inputs.multi.dtype)
     return Inputs(
-        cat=jnp.where(of_cat, REDACTED, inputs.cat),
+        cat=jnp.where(of_cat, blank_id, inputs.cat).astype(inputs.cat.dtype),
         num=jnp.where(of_num, 0.0, inputs.num),
         missing=inputs.missing | of_num,
         multi=jnp.where(of_multi[:, :, None], blank, inputs.multi),

@@ -145,8 +145,10 @@ def train_block(
     """
 
     def step(state: TrainState, chosen: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        withheld = draw_withheld(jax.random.fold_in(key, state.step), chosen.shape[0], early, rate)
-        batch = redact(Inputs(*(column[chosen] for column in train.inputs)), withheld, spec)
+        withheld_key, unknown_key = jax.random.split(jax.random.fold_in(key, state.step))
+        withheld = draw_withheld(withheld_key, chosen.shape[0], early, rate)
+        unknown = jax.random.bernoulli(unknown_key, 0.5, chosen.shape)
+        batch = redact(Inputs(*(column[chosen] for column in train.inputs)), withheld, spec, unknown=unknown)
         wanted = tuple(target[chosen] for target in train.targets)
 
         def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -81,7 +81,7 @@ def variants(dense: np.ndarray, z: np.ndarray, untrained: np.ndarray, rows: Rows
 
 def predict(
     target: Target, inputs: Mapping[str, np.ndarray], dense: np.ndarray, rows: Rows, head: Mapping[str, Any], seed: int
-) -> dict[str, list[Predictions]]:
+) -> tuple[dict[str, list[Predictions]], Predictions]:
     """Fits every system on the head rows and predicts the test rows.
 
     Args:
@@ -93,9 +93,11 @@ def predict(
       seed: of the heads; their number is ``head["seeds"]``.
 
     Returns:
-      system → predictions of each seed (one entry for constant and ridge).
+      system → predictions of each seed for the test rows (one entry for constant and ridge); and the predictions of
+      ``profile_z``, averaged over its seeds, for every row.
     """
     y = target.labels
+    everyone: list[Predictions] = []
     out = {"constant": [_constant(target, rows)]}
     x = Scaler.fit(dense[rows.head]).apply(dense)
     linear = ridge(x[rows.head], y[rows.head], x[rows.val], y[rows.val], x[rows.test])
@@ -110,7 +112,11 @@ def predict(
         )  # fmt: skip
         logits = predict_heads(fitted, x[rows.test], width=head["width"], outputs=outputs)
         out[name] = [_read(target, one, rows) for one in logits]
-    return out
+        if name == WITH:
+            everyone = [
+                _read(target, one, rows) for one in predict_heads(fitted, x, width=head["width"], outputs=outputs)
+            ]
+    return out, average(everyone)
 
 
 def average(predictions: Sequence[Predictions]) -> Predictions:

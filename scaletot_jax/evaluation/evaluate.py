@@ -51,7 +51,8 @@ class FeatureSet(NamedTuple):
 
 
 def evaluate(run: Run) -> Stage:
-    """Writes ``metrics.json`` and ``predictions.parquet`` (one row per test row, target, feature set and system).
+    """Writes ``metrics.json``, ``predictions.parquet`` (one row per test row, target, feature set and system) and
+    ``population.parquet`` (what is served: the expected labels of every row, by the heads with ẑ).
 
     Raises:
       DataError: a user lies in two splits or was used to train the language model or the encoder.
@@ -78,11 +79,18 @@ def evaluate(run: Run) -> Stage:
         target.column: {"kind": target.kind, "horizon": target.horizon or None, "features": {}} for target in targets
     }
     predictions: list[pa.Table] = []
+    configured = next(iter(features))
+    served: dict[str, np.ndarray] = {}
     with Progress("evaluate", len(features) * len(targets), "comparisons") as progress:
         for name, found in features.items():
             inputs = comparison.variants(found.dense, found.z, found.untrained, rows, seed)
             for target in targets:
-                systems = comparison.predict(target, inputs, found.dense, rows, run.config["head"], seed)
+                systems, everyone = comparison.predict(target, inputs, found.dense, rows, run.config["head"], seed)
+                if name == configured:
+                    served |= {
+                        f"expected_{target.column}": everyone.mean,
+                        f"p_positive_{target.column}": everyone.positive,
+                    }
                 scores, differences, gains = comparison.score_systems(
                     target, systems, rows, groups, resamples=settings["bootstrap"], level=settings["level"], seed=seed
                 )
@@ -102,7 +110,7 @@ def evaluate(run: Run) -> Stage:
                 ]
                 progress.advance()
 
-    primary = results[targets[0].column]["features"][next(iter(features))]["verdict"]
+    primary = results[targets[0].column]["features"][configured]["verdict"]
     report = {
         "rows": {name: len(index) for name, index in rows._asdict().items()} | {"test_groups": sizes["test_groups"]},
         "bootstrap": {
@@ -121,8 +129,12 @@ def evaluate(run: Run) -> Stage:
         "verdict": primary,
     }
     write_table(stage.path("predictions.parquet"), pa.concat_tables(predictions))
+    write_table(stage.path("population.parquet"), _served_rows(table, served))
     write_json(stage.path("metrics.json"), report)
-    stage.finish(["metrics.json", "predictions.parquet"], summary={"rows": report["rows"], "verdict": primary})
+    stage.finish(
+        ["metrics.json", "predictions.parquet", "population.parquet"],
+        summary={"rows": report["rows"], "verdict": primary},
+    )
     return stage
 
 
@@ -209,6 +221,14 @@ def _prediction_rows(
             "p_positive": pa.array(p.positive.astype(np.float32)),
         }
     )
+
+
+def _served_rows(table: pa.Table, columns: dict[str, np.ndarray]) -> pa.Table:
+    names = [name for name in ("row", "user_id", "snapshot", "split") if name in table.column_names]
+    served = table.select(names)
+    for name, values in columns.items():
+        served = served.append_column(name, pa.array(values.astype(np.float32)))
+    return served
 
 
 def _strings(table: pa.Table, name: str) -> np.ndarray:

@@ -56,9 +56,9 @@ def verdict(
     beaten = bool(over_placebos) and all(word(interval) == HELPED for interval in over_placebos.values())
     attributable = decided == HELPED and beaten
     subject = {
-        HELPED: "Reasoning states helped",
-        HURT: "Reasoning states hurt",
-        UNDECIDED: "Whether reasoning states help cannot be told at this size",
+        HELPED: "Adding ẑ, the distilled reasoning states, helped",
+        HURT: "Adding ẑ, the distilled reasoning states, hurt",
+        UNDECIDED: "Whether adding ẑ, the distilled reasoning states, helps cannot be told at this size",
     }[decided]
     sentence = (
         f"{subject}: {target}, {metric} with ẑ minus without = {_number(gain, level)} "

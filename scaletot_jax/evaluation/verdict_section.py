@@ -64,30 +64,20 @@ def hero(material: Material) -> Markup:
     return el("section", kicker, body, numbers, class_="hero", id="verdict", aria_labelledby="verdict-title")
 
 
-_SUBJECT = {"helped": "Reasoning states helped", "hurt": "Reasoning states hurt"}
-
-
 def _headline(verdict: Mapping[str, Any]) -> Markup:
     """The finding with its interval, short enough for a heading."""
-    subject = _SUBJECT.get(str(verdict.get("word")), "Whether reasoning states help cannot be told at this size")
+    subject = sentence(verdict).split(": ", 1)[0]
     gain = verdict.get("gain") or {}
     if gain.get("low") is None or gain.get("high") is None:
         return text(f"{subject}: the metric has no interval here")
     metric = METRICS.get(str(verdict.get("metric")), verdict.get("metric") or "the metric")
-    ends = [number(gain["low"], sign=True), " to ", number(gain["high"], sign=True)]
-    measured = [
-        number(gain.get("estimate"), sign=True),
-        " with ẑ (",
-        percent(verdict.get("level"), 0),
-        " interval ",
-        *ends,
-        ")",
-    ]
+    level = [" with ẑ (", percent(verdict.get("level"), 0), " interval ", _ends(gain), ")"]
+    measured = [number(gain.get("estimate"), sign=True), *level]
     return join([f"{subject}: {metric} of {verdict.get('target', 'the label')} ", *measured])
 
 
 def _measured_on(verdict: Mapping[str, Any]) -> Markup:
-    """On whom the headline was measured, and whether a gain is attributed to reasoning."""
+    """On whom the headline was measured, and what the placebos say of it."""
     size = ["With ẑ minus without, positive is better; ", verdict.get("features", "?"), " profile fields, "]
     size += [
         number(verdict.get("rows")),
@@ -95,14 +85,25 @@ def _measured_on(verdict: Mapping[str, Any]) -> Markup:
         number(verdict.get("groups")),
         " users or households nobody trained on.",
     ]
-    if verdict.get("word") == "helped":
-        beaten = (
-            "ẑ also beats every placebo."
-            if verdict.get("attributable")
-            else "The gain is not attributed to reasoning: no placebo is beaten for sure."
-        )
-        size += [" ", beaten]
+    found = [
+        [SYSTEMS.get(name, name), " ", number(row.get("estimate"), sign=True), " (", _ends(row), ")"]
+        for name, row in (verdict.get("over_placebos") or {}).items()
+    ]
+    if found:
+        size += [
+            " With ẑ minus with a placebo in its place: ",
+            [[", " if i else "", one] for i, one in enumerate(found)],
+            ".",
+        ]
+    if verdict.get("word") == "helped" and not verdict.get("attributable"):
+        size += [" The gain is not attributed to reasoning: not every placebo is beaten for sure."]
     return join(size)
+
+
+def _ends(row: Mapping[str, Any]) -> Markup:
+    if row.get("low") is None or row.get("high") is None:
+        return text("no interval")
+    return join([number(row["low"], sign=True), " to ", number(row["high"], sign=True)])
 
 
 def _numbers(material: Material, verdict: Any) -> list[tuple[object, object]]:

@@ -81,8 +81,7 @@ class Renderer:
         if unit == "%":
             text += "%"
         elif unit:
-            singular = unit[:-1] if unit.endswith("s") else unit
-            text += f" {singular if text == '1' else unit}"
+            text += " " + (re.sub(r"s\b", "", unit, count=1) if text == "1" else unit)  # 1 day ago, 2 days ago
         cuts = self.cuts.get(field.name, ())
         if not cuts:
             return text

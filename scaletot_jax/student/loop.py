@@ -11,9 +11,7 @@ from scaletot_jax.run import Stage
 def keep(stage: Stage, step: int, state: Any, iterators: dict[str, Any], **record: Any) -> None:
     """One checkpoint: arrays, data positions, and whatever else the loop remembers, in one atomic unit."""
     positions = {name: iterator.get_state() for name, iterator in iterators.items()}
-    checkpoint.save(
-        stage.path("checkpoints"), step, state, {"fingerprint": stage.fingerprint, "data": positions, **record}
-    )
+    checkpoint.save(stage.path("checkpoints"), step, state, {"data": positions, **record})
 
 
 def resume(stage: Stage, state: Any, iterators: dict[str, Any], extra: dict[str, Any] | None = None) -> tuple[Any, int]:
@@ -22,10 +20,10 @@ def resume(stage: Stage, state: Any, iterators: dict[str, Any], extra: dict[str,
     ``extra``, where given, is filled with the rest of the record.
     """
     found = checkpoint.restore(stage.path("checkpoints"), state)
-    if found is None or found.record["fingerprint"] != stage.fingerprint:
+    if found is None:
         return state, 0
     for name, iterator in iterators.items():
         iterator.set_state(found.record["data"][name])
     if extra is not None:
-        extra.update({key: value for key, value in found.record.items() if key not in ("fingerprint", "data")})
+        extra.update({key: value for key, value in found.record.items() if key != "data"})
     return found.arrays, found.step

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.model import forward
 from scaletot_jax.student.constrained import GrammarArrays, label_tokens
 from scaletot_jax.student.packing import gather, pack
-from scaletot_jax.student.policy import Student, encode_prompts
+from scaletot_jax.student.policy import PROMPT_MULTIPLE, Student, encode_prompts, round_up
 from scaletot_jax.student.rollout import Rollouts, request_keys, sample_chains
 
 
@@ -60,6 +61,9 @@ def read_states(
     layers: tuple[int, ...],
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """One pass over prompts [U, P] and their chains: for each layer the states [U, N, K, D] and prompt ends [U, D]."""
+    depth = max(layers)  # what lies above the highest layer asked for is not computed
+    params, config = truncate(params, config, depth)
+    lora = jax.tree.map(lambda leaf: leaf[:depth], lora)
     packed = pack(prompts, prompt_valid, rollouts.tokens, rollouts.valid)
     out = forward(
         params,
@@ -114,7 +118,9 @@ def stream_states(
     batch_size: int = 16,
 ) -> Iterator[ReasoningStates]:
     """Like :func:`reasoning_states`, a batch of users at a time, in order; the last batch may be shorter."""
-    tokens, valid, _ = encode_prompts(student.tokenizer, texts, student.max_profile_tokens)
+    # One padded length for all calls: one compiled program, and chains that do not depend on the neighbours' lengths.
+    length = round_up(student.max_profile_tokens, PROMPT_MULTIPLE)
+    tokens, valid, _ = encode_prompts(student.tokenizer, texts, student.max_profile_tokens, length=length)
     numbers = np.arange(len(texts)) if ids is None else np.asarray(ids)
     requests = numbers[:, None] * chains + np.arange(chains)[None, :]
     key = jax.random.key(seed)

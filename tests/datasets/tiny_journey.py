@@ -77,7 +77,6 @@ def reference(rows: list[tuple]) -> dict[str, dict]:
             quarter = [row for row, days in zip(past, ago) if days < 90]
             ahead = [row for row in own if 0 < (row[4] - snapshot).days <= 30]
             spend = sum(row[2] for row in quarter)
-            months = (snapshot + datetime.timedelta(days=1)).strftime("%B")
             out[f"cj_{household}_{snapshot:%Y%m%d}"] = {
                 "tenure_days": max(ago),
                 "days_since_last_visit": min(ago),
@@ -89,7 +88,6 @@ def reference(rows: list[tuple]) -> dict[str, dict]:
                 "ltv30": sum(row[2] for row in ahead),
                 "top_department": _top([(WORDS[r[1]][0], r[2]) for r in past if r[1] in WORDS], 1)[0],
                 "top_categories": _top([(WORDS[r[1]][1], r[2]) for r in past if r[1] in WORDS], 3),
-                "month": months,
                 "age": DEMOGRAPHICS.get(household, [None])[0],
                 "household": str(household),
                 "snapshot": snapshot,

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from scaletot_jax.config import default_config
+from scaletot_jax.evaluation.bootstrap import Interval
+from scaletot_jax.evaluation.verdict import verdict as evaluated_verdict
 from scaletot_jax.run import STAGES, Run, Stage, StepLog, write_json, write_table
 
 CANARY = "<script>alert('canary')</script>"
@@ -353,13 +355,19 @@ def _comparison(rng: np.random.Generator, kind: str, word: str) -> dict[str, Any
         for other in ("profile", "profile_z_shuffled", "profile_z_untrained")
     }
     gain = {"helped": (0.021, 0.004, 0.038), "hurt": (-0.02, -0.03, -0.01)}.get(word, (0.0042, -0.0108, 0.0193))
-    sentence = (
-        f"Finding: lt30, spearman with ẑ minus without = {gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}] at 95 %."
-    )
-    verdict = {
-        "word": word, "attributable": False, "gain": dict(zip(("estimate", "low", "high"), gain)), "over_placebos": {}, "sentence": sentence,
-        "caveat": "ẑ is a function of the profile.", "target": "lt30", "metric": "spearman", "features": "static+early", "rows": 1030, "groups": 371, "level": 0.95,
-    }  # fmt: skip
+    placebos = {
+        other: Interval(gain[0] / 2, gain[1] / 2, gain[2] / 2)
+        for other in ("profile_z_shuffled", "profile_z_untrained")
+    }
+    size = {
+        "target": "lt30",
+        "metric": "spearman",
+        "features": "static+early",
+        "rows": 1030,
+        "groups": 371,
+        "level": 0.95,
+    }
+    verdict = evaluated_verdict(Interval(*gain), placebos, **size)
     return {"systems": systems, "differences": differences, "verdict": verdict}
 
 

@@ -188,22 +188,27 @@ def test_colours_have_contrast_in_both_schemes(read):
 # -- content ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_verdict_stands_on_top_with_its_interval(page):
+def sentence_of(run):
+    return json.loads((run.workdir / "evaluate" / "metrics.json").read_text())["verdict"]["sentence"]
+
+
+def test_the_verdict_stands_on_top_with_its_interval(run, page):
     top = page[: page.index('id="people"')]
-    assert (
-        "Whether reasoning states help cannot be told at this size: Spearman of lt30 +0.004 with ẑ (95 % interval −0.011 to +0.019)"
-        in top
-    )
+    subject = sentence_of(run).split(": ")[0]
+    assert "cannot be told at this size" in subject
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", top)[1]
+    assert heading == f"{subject}: Spearman of lt30 +0.004 with ẑ (95 % interval −0.011 to +0.019)"
+    assert "Placebo: another user&#x27;s ẑ +0.002 (−0.005 to +0.010)" in top
     assert top.index("<h1") < top.index("<h2")
 
 
-@pytest.mark.parametrize(
-    ("word", "subject"), [("helped", "Reasoning states helped"), ("hurt", "Reasoning states hurt")]
-)
-def test_the_other_verdicts(tmp_path, word, subject):
+@pytest.mark.parametrize("word", ["helped", "hurt"])
+def test_the_other_verdicts(tmp_path, word):
     with make_run(tmp_path / "run", word=word) as run:
         report(run)
-    assert f"{subject}: Spearman of lt30" in (run.workdir / "report" / "report.html").read_text()
+    content = (run.workdir / "report" / "report.html").read_text()
+    assert f">{word}</span>" in content
+    assert f"{sentence_of(run).split(': ')[0]}: Spearman of lt30" in content
 
 
 def test_numbers_come_from_the_artifacts(run, page):
@@ -230,7 +235,7 @@ def test_merged_metrics(run):
     metrics = json.loads((run.workdir / "metrics.json").read_text())
     assert metrics["student"]["base_rate_rps"] == 0.1457
     assert [metrics["student"][name]["rps"] for name in ("base", "sft", "osipo")] == [0.1702, 0.1391, 0.1379]
-    assert metrics["verdict"]["sentence"].startswith("Finding: lt30")
+    assert metrics["verdict"]["sentence"] == sentence_of(run)
     assert metrics["teacher"]["chains"]["accepted"] == 29
     assert metrics["teacher"]["funnel"]["profiles"] == 30
     assert metrics["distill"]["layer"] == 11

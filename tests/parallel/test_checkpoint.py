@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from scaletot_jax.errors import ResourceError
 from scaletot_jax.parallel import checkpoint
 from scaletot_jax.parallel.mesh import make_mesh
 
@@ -100,3 +101,23 @@ def test_restored_onto_another_number_of_devices(tmp_path):
     found = checkpoint.restore(tmp_path, like)
     assert found.arrays["lora"]["q_a"].sharding == sharding
     same(jax.device_get(found.arrays), jax.device_get(state(1)))
+
+
+def test_a_full_disk_is_said_and_keeps_the_earlier(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state(1), {})
+    manager = checkpoint._manager
+
+    def full(directory, keep):
+        made = manager(directory, keep)
+
+        def save(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        made.save = save
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_manager", full)
+        with pytest.raises(ResourceError, match="disk is full"):
+            checkpoint.save(tmp_path, 2, state(2), {})
+    assert checkpoint.restore(tmp_path, state(0)).step == 1

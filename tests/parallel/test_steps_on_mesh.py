@@ -11,7 +11,7 @@ from student import toy
 
 from scaletot_jax.parallel.compile import shard_step
 from scaletot_jax.parallel.mesh import make_mesh
-from scaletot_jax.parallel.sharding import ShardingRules
+from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings, parameter_shardings
 from scaletot_jax.student.adapter import start
 from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step
 from scaletot_jax.student.rollout import request_keys, sample_chains
@@ -100,3 +100,29 @@ def test_sft(name):
 @pytest.mark.parametrize("name", ["fsdp", "all"])
 def test_osipo(name):
     compare("osipo", name)
+
+
+def test_rollouts_do_not_depend_on_the_mesh():
+    sample = partial(
+        sample_chains, config=STUDENT.config, max_length=STUDENT.chain_length, lora_scale=STUDENT.lora_scale
+    )
+
+    def on(mesh):
+        with jax.set_mesh(mesh):
+            prompts = (DATA.prompts, DATA.prompt_valid)
+            prompts = jax.device_put(prompts, batch_shardings(prompts, mesh, RULES))
+            params = jax.device_put(STUDENT.params, parameter_shardings(STUDENT.params, mesh, RULES))
+            keys = request_keys(jax.random.key(4), jnp.arange(16).reshape(8, 2))
+            out = jax.jit(sample)(
+                params=params,
+                grammar=STUDENT.grammar,
+                prompts=prompts[0],
+                prompt_valid=prompts[1],
+                keys=keys,
+                lora=LORA,
+            )
+        return jax.device_get(out)
+
+    one, many = on(make_mesh()), on(make_mesh(data=2, fsdp=2, tensor=2))
+    np.testing.assert_array_equal(one.tokens, many.tokens)
+    np.testing.assert_allclose(one.logps, many.logps, atol=1e-5)

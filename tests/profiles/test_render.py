@@ -40,6 +40,15 @@ def test_text():
     assert made.text({}) == NOTHING
 
 
+@pytest.mark.parametrize(
+    ("unit", "one", "two"),
+    [("days ago", "1 day ago", "2 days ago"), ("accounts", "1 account", "2 accounts"), ("%", "1%", "2%")],
+)
+def test_units(unit, one, two):
+    made = renderer(field_changed("visits", unit=unit, quintile=False))
+    assert made.text({"visits": 1}) == f"visits: {one}\n" and made.text({"visits": 2}) == f"visits: {two}\n"
+
+
 def test_behaviour_comes_last_whatever_the_schema_says():
     spec = schema(fields=list(reversed(schema().to_dict()["fields"])))
     lines = renderer(spec).text({"visits": 1, "age": "young", "spend": 2.0, "city": "Brook"}).splitlines()

@@ -11,7 +11,7 @@ from scaletot_jax.profiles.schema import Schema, builtin_schemas, load_schema
 
 STATIC = {
     "complete_journey": "age income home_ownership marital_status household_size household_comp kids_count tenure_days "
-    "top_department top_categories month",
+    "top_department top_categories",
     "oulad": "module presentation gender region highest_education imd_band age_band disability num_prev_attempts "
     "studied_credits days_registered_before_start",
     "kuairand_pure": "is_live_streamer is_video_author follow_user_num fans_user_num friend_user_num register_days",
