@@ -32,6 +32,7 @@ TEST = [
     "mypy>=2.4.1",
     "nbclient>=0.11.0",
     "pytest>=9.2.0",
+    "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",
     "scikit-learn>=1.9.1",
     "scipy>=1.17.1",

@@ -138,8 +138,8 @@ def default_config() -> ConfigDict:
     config.head.width = 64
     config.head.steps = 1500
     config.head.batch_size = 256
-    config.head.learning_rate = 2e-3
-    config.head.weight_decay = 1e-3
+    config.head.learning_rate = 1e-3
+    config.head.penalties = (1e-3, 1e-2, 1e-1, 1.0)  # L2 candidates; the validation rows choose
 
     config.evaluate = ConfigDict()
     config.evaluate.bootstrap = 1000
@@ -215,6 +215,8 @@ def _parse(key: str, text: str, old: Any) -> Any:
             return float(value)
         except (TypeError, ValueError):
             pass
+    elif isinstance(old, tuple) and isinstance(value, list):
+        return tuple(value)
     elif type(value) is type(old):
         return value
     raise ConfigError(

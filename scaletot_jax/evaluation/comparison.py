@@ -23,7 +23,7 @@ import numpy as np
 
 from scaletot_jax.evaluation import metrics
 from scaletot_jax.evaluation.bootstrap import Interval, bootstrap, paired_difference, percentile_interval
-from scaletot_jax.evaluation.heads import Scaler, fit_heads, predict_heads, ridge
+from scaletot_jax.evaluation.heads import Scaler, fit_heads, free_mixing, hurdle_mixing, predict_heads, ridge
 from scaletot_jax.evaluation.verdict import word
 from scaletot_jax.losses.ltv import hurdle_distribution, hurdle_nll, ziln_mean, ziln_nll
 
@@ -102,19 +102,19 @@ def predict(
     x = Scaler.fit(dense[rows.head]).apply(dense)
     linear = ridge(x[rows.head], y[rows.head], x[rows.val], y[rows.val], x[rows.test])
     out["ridge"] = [Predictions(linear, linear, None)]
-    outputs = max(target.horizon, 1) if target.kind == "days" else 3
+    mixing = hurdle_mixing(max(target.horizon, 1)) if target.kind == "days" else free_mixing(3)
     for name, x in inputs.items():
         fitted = fit_heads(
             x[rows.head], y[rows.head], x[rows.val], y[rows.val],
-            loss=hurdle_nll if target.kind == "days" else ziln_nll, outputs=outputs,
+            loss=hurdle_nll if target.kind == "days" else ziln_nll, mixing=mixing,
             seeds=[seed + i for i in range(head["seeds"])], bias=_base_rate(target, rows),
-            **{key: head[key] for key in ("width", "steps", "batch_size", "learning_rate", "weight_decay")},
+            **{key: head[key] for key in ("width", "steps", "batch_size", "learning_rate", "penalties")},
         )  # fmt: skip
-        logits = predict_heads(fitted, x[rows.test], width=head["width"], outputs=outputs)
+        logits = predict_heads(fitted, x[rows.test], width=head["width"], mixing=mixing)
         out[name] = [_read(target, one, rows) for one in logits]
         if name == WITH:
             everyone = [
-                _read(target, one, rows) for one in predict_heads(fitted, x, width=head["width"], outputs=outputs)
+                _read(target, one, rows) for one in predict_heads(fitted, x, width=head["width"], mixing=mixing)
             ]
     return out, average(everyone)
 

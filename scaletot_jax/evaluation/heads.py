@@ -20,19 +20,42 @@ import optax
 from scaletot_jax.errors import DataError
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs [B, O], labels [B]) -> per-row loss [B]
+Mixing = tuple[tuple[float, ...], ...]  # [S, O]
 
 
 class Head(nn.Module):
-    """Two hidden layers and a linear output: [B, P] → [B, O]."""
+    """A generalised linear model with a small network beside it: [B, P] → [B, O].
+
+        scores = x W + gelu(x V + c) U        [B, S]
+        logits = b + scores M                 [B, O]
+
+    ``mixing`` M ([S, O], fixed) says which scores move which outputs. Thirty hazards that share one score are a
+    proportional-hazards model: with a thousand rows, thirty free columns of W would learn them by heart. U starts at 0,
+    so the head starts as the base rate b and grows linear first.
+    """
 
     width: int
-    outputs: int
+    mixing: Mixing
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in range(2):
-            x = nn.gelu(nn.Dense(self.width, name=f"hidden_{layer}")(x))
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.normal(1e-2), name="outputs")(x)
+        mixing = jnp.asarray(self.mixing, jnp.float32)
+        scores, outputs = mixing.shape
+        zeros = nn.initializers.zeros_init()
+        hidden = nn.gelu(nn.Dense(self.width, name="hidden")(x))
+        linear = nn.Dense(scores, use_bias=False, kernel_init=zeros, name="linear")(x)
+        beside = nn.Dense(scores, use_bias=False, kernel_init=zeros, name="scores")(hidden)
+        return self.param("bias", zeros, (outputs,)) + (linear + beside) @ mixing
+
+
+def hurdle_mixing(horizon: int) -> Mixing:
+    """Two scores for a hurdle-ordinal head: one for P(y > 0), one for all hazards of 1..H together."""
+    return (1.0, *[0.0] * (horizon - 1)), (0.0, *[1.0] * (horizon - 1))
+
+
+def free_mixing(outputs: int) -> Mixing:
+    """A score of its own for every output."""
+    return tuple(tuple(float(i == j) for j in range(outputs)) for i in range(outputs))
 
 
 class Fitted(NamedTuple):
@@ -42,11 +65,13 @@ class Fitted(NamedTuple):
       params: pytree with a leading axis [S].
       val_loss: [S] loss on validation rows at the step kept.
       best_step: [S] that step.
+      penalty: [S] the λ kept.
     """
 
     params: Any
     val_loss: np.ndarray
     best_step: np.ndarray
+    penalty: np.ndarray
 
 
 class Scaler(NamedTuple):
@@ -72,25 +97,26 @@ def fit_heads(
     y_val: np.ndarray,
     *,
     loss: Loss,
-    outputs: int,
+    mixing: Mixing,
     seeds: Sequence[int],
     width: int,
     steps: int,
     batch_size: int,
     learning_rate: float,
-    weight_decay: float,
+    penalties: Sequence[float],
     bias: np.ndarray | None = None,
     check_every: int = 50,
 ) -> Fitted:
-    """Trains one head a seed with AdamW and keeps its best step on the validation rows.
+    """Trains one head a seed and penalty with Adam; keeps the penalty and the step that do best on the validation rows.
 
     Args:
       x: [N, P] standardised inputs of training rows; y: [N] labels.
       x_val: [V, P]; y_val: [V].
       loss: per-row loss of outputs and labels. Pass the same function object again to reuse the compiled program.
-      outputs: O.
+      mixing: which scores move which outputs, see :class:`Head`.
       seeds: S seeds: initial weights and mini-batches.
-      width, steps, batch_size, learning_rate, weight_decay: of the network and AdamW (cosine to 0).
+      width, steps, batch_size, learning_rate: of the network and Adam (cosine to 0).
+      penalties: candidates of λ in mean loss + λ/2 · (‖W‖² + ‖V‖² + ‖U‖²).
       bias: [O] initial output bias, e.g. that of the base rate; zeros by default.
       check_every: steps between two looks at the validation loss.
 
@@ -105,57 +131,65 @@ def fit_heads(
     if not (np.isfinite(x).all() and np.isfinite(x_val).all()):
         raise DataError("an input of the heads is not finite")
     blocks = max(1, -(-steps // check_every))
-    optimizer = _optimizer(learning_rate, weight_decay, blocks * check_every)
-    start = np.zeros(outputs, np.float32) if bias is None else np.asarray(bias, np.float32)
+    optimizer = _optimizer(learning_rate, blocks * check_every)
+    start = np.zeros(len(mixing[0]), np.float32) if bias is None else np.asarray(bias, np.float32)
     fit = partial(
         _fit,
         loss=loss,
         optimizer=optimizer,
         width=width,
+        mixing=mixing,
         blocks=blocks,
         block=check_every,
         batch=min(batch_size, len(x)),
     )
-    params, val_loss, best = fit(
-        jnp.asarray(seeds, jnp.uint32), jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32),
+    params, val_loss, best, penalty = fit(
+        jnp.asarray(seeds, jnp.uint32), jnp.asarray(penalties, jnp.float32), jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32),
         jnp.asarray(x_val, jnp.float32), jnp.asarray(y_val, jnp.float32), jnp.asarray(start),
     )  # fmt: skip
-    return Fitted(jax.tree.map(np.asarray, params), np.asarray(val_loss), np.asarray(best) * check_every)
+    return Fitted(
+        jax.tree.map(np.asarray, params), np.asarray(val_loss), np.asarray(best) * check_every, np.asarray(penalty)
+    )
 
 
-def predict_heads(fitted: Fitted, x: np.ndarray, *, width: int, outputs: int) -> np.ndarray:
+def predict_heads(fitted: Fitted, x: np.ndarray, *, width: int, mixing: Mixing) -> np.ndarray:
     """Raw outputs of every seed's head, [S, U, O] float32."""
-    return np.asarray(_predict(fitted.params, jnp.asarray(x, jnp.float32), width=width, outputs=outputs))
+    return np.asarray(_predict(fitted.params, jnp.asarray(x, jnp.float32), width=width, mixing=mixing))
 
 
 @lru_cache(maxsize=8)
-def _optimizer(learning_rate: float, weight_decay: float, steps: int) -> optax.GradientTransformation:
+def _optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
     """One object a setting: jit compares optimisers by identity."""
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
-@partial(jax.jit, static_argnames=("width", "outputs"))
-def _predict(params: Any, x: jax.Array, *, width: int, outputs: int) -> jax.Array:
-    return jax.lax.map(lambda one: Head(width, outputs).apply({"params": one}, x), params)
+@partial(jax.jit, static_argnames=("width", "mixing"))
+def _predict(params: Any, x: jax.Array, *, width: int, mixing: Mixing) -> jax.Array:
+    return jax.lax.map(lambda one: Head(width, mixing).apply({"params": one}, x), params)
 
 
-@partial(jax.jit, static_argnames=("loss", "optimizer", "width", "blocks", "block", "batch"))
-def _fit(seeds, x, y, x_val, y_val, bias, *, loss, optimizer, width, blocks, block, batch):
-    head = Head(width, bias.shape[0])
+@partial(jax.jit, static_argnames=("loss", "optimizer", "width", "mixing", "blocks", "block", "batch"))
+def _fit(seeds, penalties, x, y, x_val, y_val, bias, *, loss, optimizer, width, mixing, blocks, block, batch):
+    head = Head(width, mixing)
 
     def mean_loss(params, inputs, labels):
         return jnp.mean(loss(head.apply({"params": params}, inputs), labels))
 
-    def one(seed):
+    def objective(params, inputs, labels, penalty):
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
+        return mean_loss(params, inputs, labels) + penalty / 2 * squares
+
+    def one(job):
+        seed, penalty = job
         init_key, batch_key = jax.random.split(jax.random.key(seed))
         params = head.init(init_key, x[:1])["params"]
-        params["outputs"]["bias"] = bias
+        params["bias"] = bias
 
         def step(carry, number):
             params, moments = carry
             rows = jax.random.randint(jax.random.fold_in(batch_key, number), (batch,), 0, x.shape[0])
-            gradient = jax.grad(mean_loss)(params, x[rows], y[rows])
+            gradient = jax.grad(objective)(params, x[rows], y[rows], penalty)
             updates, moments = optimizer.update(gradient, moments, params)
             return (optax.apply_updates(params, updates), moments), None
 
@@ -177,7 +211,12 @@ def _fit(seeds, x, y, x_val, y_val, bias, *, loss, optimizer, width, blocks, blo
         (_, _, best, best_loss, best_block), _ = jax.lax.scan(check, begin, jnp.arange(blocks))
         return best, best_loss, best_block
 
-    return jax.lax.map(one, seeds)
+    jobs = (jnp.repeat(seeds, len(penalties)), jnp.tile(penalties, len(seeds)))
+    params, losses, steps = jax.lax.map(one, jobs)
+    losses = losses.reshape(len(seeds), len(penalties))
+    best = jnp.argmin(losses, axis=1)
+    chosen = jnp.arange(len(seeds)) * len(penalties) + best
+    return jax.tree.map(lambda leaf: leaf[chosen], params), losses.min(axis=1), steps[chosen], penalties[best]
 
 
 def ridge(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, x_test: np.ndarray) -> np.ndarray:

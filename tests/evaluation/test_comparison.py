@@ -7,7 +7,7 @@ from scaletot_jax.evaluation import comparison
 from scaletot_jax.evaluation.comparison import METRICS, PLACEBOS, WITH, WITHOUT, Rows, Target
 from scaletot_jax.evaluation.verdict import HELPED, HURT, verdict
 
-HEAD = {"seeds": 2, "width": 16, "steps": 300, "batch_size": 128, "learning_rate": 3e-3, "weight_decay": 1e-3}
+HEAD = {"seeds": 2, "width": 16, "steps": 300, "batch_size": 128, "learning_rate": 3e-3, "penalties": (1e-3, 1e-2)}
 USERS = 2400
 ROWS = Rows(np.arange(1200), np.arange(1200, 1600), np.arange(1600, USERS))
 

@@ -9,7 +9,8 @@ from scaletot_jax.errors import DataError
 from scaletot_jax.evaluation import heads, metrics
 from scaletot_jax.losses.ltv import hurdle_distribution, hurdle_nll
 
-SETTINGS = {"width": 16, "batch_size": 128, "learning_rate": 5e-3, "weight_decay": 1e-3}
+SETTINGS = {"width": 16, "batch_size": 128, "learning_rate": 5e-3, "penalties": (1e-3, 1e-1)}
+MIXING = heads.hurdle_mixing(10)
 
 
 def table(rows, seed, signal=1.0):
@@ -20,7 +21,7 @@ def table(rows, seed, signal=1.0):
 
 def fit(x, y, x_val, y_val, steps=400, seeds=(0, 1), **other):
     return heads.fit_heads(
-        x, y, x_val, y_val, loss=hurdle_nll, outputs=10, seeds=seeds, steps=steps, **{**SETTINGS, **other}
+        x, y, x_val, y_val, loss=hurdle_nll, mixing=MIXING, seeds=seeds, steps=steps, **{**SETTINGS, **other}
     )
 
 
@@ -32,7 +33,7 @@ def learnt():
 
 def test_learns_the_distribution(learnt):
     x, y = table(800, 2)
-    distribution = np.asarray(hurdle_distribution(heads.predict_heads(learnt, x, width=16, outputs=10))).mean(0)
+    distribution = np.asarray(hurdle_distribution(heads.predict_heads(learnt, x, width=16, mixing=MIXING))).mean(0)
     base = np.tile(np.bincount(table(1500, 0)[1].astype(int), minlength=11) / 1500, (800, 1))
     assert metrics.rps(y, distribution) < 0.9 * metrics.rps(y, base)
     assert metrics.spearman(y, distribution @ np.arange(11)) > 0.4
@@ -43,10 +44,10 @@ def test_same_arguments_same_bytes_and_seeds_differ(learnt):
     (x, y), (x_val, y_val) = table(1500, 0), table(500, 1)
     again = fit(x, y, x_val, y_val)
     jax.tree.map(np.testing.assert_array_equal, learnt, again)
-    kernel = learnt.params["outputs"]["kernel"]
+    kernel = learnt.params["scores"]["kernel"]
     assert (kernel[0] != kernel[1]).any()
     swapped = fit(x, y, x_val, y_val, seeds=(1, 0))
-    np.testing.assert_array_equal(swapped.params["outputs"]["kernel"][0], kernel[1])
+    np.testing.assert_array_equal(swapped.params["scores"]["kernel"][0], kernel[1])
 
 
 def test_kept_step_is_the_best_on_validation_rows():
@@ -54,7 +55,7 @@ def test_kept_step_is_the_best_on_validation_rows():
     (x, y), (x_val, y_val) = table(40, 0, signal=0), table(500, 1, signal=0)
     fitted = fit(x, y, x_val, y_val, steps=1000, width=64)
     assert (fitted.best_step < 200).all()
-    logits = heads.predict_heads(fitted, x_val, width=64, outputs=10)
+    logits = heads.predict_heads(fitted, x_val, width=64, mixing=MIXING)
     for seed in range(2):
         assert np.mean(hurdle_nll(logits[seed], y_val)) == pytest.approx(fitted.val_loss[seed], rel=1e-5)
 
@@ -86,3 +87,25 @@ def test_bad_inputs_are_refused():
         fit(x, y, x[:0], y[:0])
     with pytest.raises(DataError, match="finite"):
         fit(x * np.nan, y, x, y)
+
+
+def test_the_penalty_is_chosen_on_validation_rows():
+    """With two hundred columns of noise beside one that counts, the strong penalty wins; the weak one learns by heart."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(700, 200)).astype(np.float32)
+    y = np.minimum(rng.poisson(np.exp(0.8 * x[:, 0])), 10).astype(float)
+    parts = (x[:300], y[:300], x[300:500], y[300:500])
+    both, weak = fit(*parts, penalties=(1e-4, 3e-1)), fit(*parts, penalties=(1e-4,))
+    assert (both.penalty == np.float32(3e-1)).all() and (both.val_loss < weak.val_loss).all()
+
+    def skill(fitted):
+        logits = heads.predict_heads(fitted, x[500:], width=16, mixing=MIXING)
+        return metrics.spearman(y[500:], np.asarray(hurdle_distribution(logits)).mean(0) @ np.arange(11))
+
+    assert skill(both) > 0.4
+
+
+def test_all_hazards_share_one_score():
+    mixing = np.asarray(heads.hurdle_mixing(4))
+    np.testing.assert_array_equal(np.array([2.0, -1.0]) @ mixing, [2, -1, -1, -1])
+    np.testing.assert_array_equal(heads.free_mixing(3), np.eye(3))
