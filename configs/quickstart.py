@@ -14,7 +14,7 @@ from scaletot_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.data.name = "complete_journey"
-    config.lm.max_profile_tokens = 112
+    config.lm.max_profile_tokens = 112  # the longest texts lose their first lines
 
     config.teacher.num_profiles = 200
     config.teacher.pilot_profiles = 200

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
+from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.run import Run, flatten
 
@@ -134,12 +135,11 @@ class _Lengths(NamedTuple):
 def _lengths(config: Mapping[str, Any], population: Population, tokenizer: Any) -> _Lengths:
     from scaletot_jax.chains.grammar import compile_chain
     from scaletot_jax.student.policy import PROMPT_MULTIPLE, round_up
-    from scaletot_jax.teacher.teach import run_spec
 
     sample = population.table.slice(0, 200).to_pylist()
     limit = config["lm"]["max_profile_tokens"]
     counts = [min(limit, len(tokenizer.encode(population.renderer.text(row)))) for row in sample]
-    chain = compile_chain(run_spec(config), tokenizer.encode, tokenizer.eos_id)
+    chain = compile_chain(spec_of_run(config), tokenizer.encode, tokenizer.eos_id)
     return _Lengths(float(np.mean(counts)), round_up(limit, PROMPT_MULTIPLE), chain.max_length)
 
 
@@ -194,13 +194,13 @@ def _stages(
     config: Mapping[str, Any], population: Population, lm: Any, lengths: _Lengths, rates: Rates
 ) -> list[StagePlan]:
     from scaletot_jax.teacher.cost import plan_cost
-    from scaletot_jax.teacher.teach import distinct_profiles, run_spec
+    from scaletot_jax.teacher.teach import distinct_profiles
 
     teacher, osipo, distill = config["teacher"], config["osipo"], config["distill"]
     table = population.table
     reasoned = distinct_profiles(table, teacher["num_profiles"]).num_rows
     settings = {**teacher, "num_profiles": reasoned, "pilot_profiles": min(teacher["pilot_profiles"], reasoned)}
-    cost = plan_cost(run_spec(config), lm.tokenizer.encode, settings, lengths.profile)["total"]
+    cost = plan_cost(spec_of_run(config), lm.tokenizer.encode, settings, lengths.profile)["total"]
     splits = table["split"]
     available = {
         name: len(pc.unique(table.filter(pc.equal(splits, name))["exact_key"])) for name in ("distill", "val", "head")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +28,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from scaletot_jax.chains.rules import UNKNOWN, Record, RuleSpec, Strict, all_missing, evaluate
-from scaletot_jax.errors import DataError
+from scaletot_jax.errors import ConfigError, DataError
 
 SPEC_FOLDER = Path(__file__).resolve().parent.parent / "specs"
 
@@ -249,6 +250,20 @@ def load_spec(name_or_path: str | Path) -> ChainSpec:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError("the chain specification is not readable YAML", where=str(path), why=str(error)) from error
     return parse_spec(content, where=str(path))
+
+
+def spec_of_run(config: Mapping[str, Any]) -> ChainSpec:
+    """The chain specification of a run's configuration: ``lm.chain_spec``, or the built-in one of the data set's name.
+
+    Raises:
+      ConfigError: a table of one's own without ``lm.chain_spec``.
+    """
+    name = config["lm"]["chain_spec"] or config["data"]["name"]
+    if name == "parquet":
+        raise ConfigError(
+            "a table of your own needs a chain specification", where="lm.chain_spec", do="give a YAML file"
+        )
+    return load_spec(name)
 
 
 def parse_spec(content: Any, *, where: str) -> ChainSpec:

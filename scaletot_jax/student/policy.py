@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +12,17 @@ import numpy as np
 
 from scaletot_jax.chains.automaton import CompiledChain
 from scaletot_jax.chains.grammar import compile_chain
-from scaletot_jax.chains.spec import ChainSpec
+from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.lm import lora as lora_module
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.load import LoadedLM, load_model
 from scaletot_jax.lm.tokenizer import Tokenizer
+from scaletot_jax.profiles.prompt_ids import fit_profile
 from scaletot_jax.run import Run, read_arrays
 from scaletot_jax.student.adapter import Adapter, load_adapter
 from scaletot_jax.student.constrained import GrammarArrays, grammar_arrays
-from scaletot_jax.teacher.teach import run_spec
 
 PROMPT_MULTIPLE = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
 ADAPTER_STREAM, ROLLOUT_STREAM, EVALUATION_STREAM = 1, 2, 3  # random streams of a run, folded into the key of its seed
@@ -93,7 +94,7 @@ def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = No
 def build_student(run: Run, params: dict[str, Any], config: LMConfig, tokenizer: Tokenizer) -> Student:
     """The student with a fresh adapter, drawn from the run's seed."""
     settings = run.config["student"]
-    chain = compile_chain(run_spec(run.config), tokenizer.encode, tokenizer.eos_id)
+    chain = compile_chain(spec_of_run(run.config), tokenizer.encode, tokenizer.eos_id)
     key = jax.random.fold_in(jax.random.key(run.config["seed"]), ADAPTER_STREAM)
     return Student(
         config=config,
@@ -133,15 +134,15 @@ def encode_prompts(
     """Profile texts as right-padded ids.
 
     Args:
-      max_tokens: longer texts lose their end, except for the closing line break.
+      max_tokens: longer texts lose whole lines from the top.
       length: padded length; 0: the longest text, rounded up to a multiple of 16.
 
     Returns:
       tokens [U, P] int32, valid [U, P] bool, and how many texts were cut.
     """
-    ids = [tokenizer.encode(text, control=False) for text in texts]
-    cut = sum(len(row) > max_tokens for row in ids)
-    ids = [row if len(row) <= max_tokens else row[: max_tokens - 1] + row[-1:] for row in ids]
+    fitted = [fit_profile(text, functools.partial(tokenizer.encode, control=False), max_tokens) for text in texts]
+    ids = [row for row, _ in fitted]
+    cut = sum(dropped > 0 for _, dropped in fitted)
     longest = max((len(row) for row in ids), default=1)
     length = length or round_up(longest, PROMPT_MULTIPLE)
     if longest > length or min((len(row) for row in ids), default=1) < 1:

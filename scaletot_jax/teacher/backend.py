@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaletot_jax.lm.cache import Cache
-from scaletot_jax.teacher.scoring import Job, Scorer, Scores, TokenTree, Variant, token_tree
+from scaletot_jax.teacher.scoring import Job, Prefixes, Scorer
 from scaletot_jax.teacher.store import Store, content_key, pack_scores, unpack_scores
+from scaletot_jax.teacher.token_tree import Scores, TokenTree, Variant, token_tree
 
 
 class Wording(NamedTuple):
@@ -50,9 +50,10 @@ class Backend:
                 self._ids[piece] = tuple(self._encode(piece))
         return tuple(token for piece in pieces for token in self._ids[piece])
 
-    def tree(self, question: Question) -> TokenTree:
+    def tree(self, question: Question, *, full: bool) -> TokenTree:
+        """The question as a packed tree; ``full`` as in :func:`token_tree`."""
         variants = [Variant(self.ids(w.pieces), tuple(self.ids((v,)) for v in w.values)) for w in question.wordings]
-        return token_tree(self.ids(question.lead), variants, close=self.close)
+        return token_tree(self.ids(question.lead), variants, close=self.close, full=full)
 
     def open(self, profiles: Sequence[Sequence[int]]) -> Batch:
         """Up to B profiles, as ids."""
@@ -64,23 +65,26 @@ class Batch:
 
     def __init__(self, backend: Backend, profiles: list[tuple[int, ...]]):
         self._backend, self._profiles = backend, profiles
-        self._cache: Cache | None = None
+        self._prefixes: Prefixes | None = None
         self._fresh: dict[str, bytes] = {}
 
-    def ask(self, questions: Sequence[Question]) -> list[tuple[list[Scores], int]]:
+    def ask(self, questions: Sequence[Question], *, full: bool = False) -> list[tuple[list[Scores], int]]:
         """Scores of every wording of every question, and the tokens of the question's tree.
+
+        Args:
+          full: whether sums over the vocabulary are wanted, which take longer trees.
 
         A question is computed whole or read whole, so its cost is the same whether it was stored or not.
         """
         backend = self._backend
-        keys = [[self._key(q, wording) for wording in q.wordings] for q in questions]
-        trees = [backend.tree(q) for q in questions]
+        keys = [[self._key(q, wording, full) for wording in q.wordings] for q in questions]
+        trees = [backend.tree(q, full=full) for q in questions]
         contents = [self._known(row) for row in keys]
         missing = [i for i, known in enumerate(contents) if known is None]
         if missing:
-            if self._cache is None:
-                self._cache = backend.scorer.prefix(self._profiles)
-            computed = backend.scorer.score(self._cache, [Job(questions[i].profile, trees[i]) for i in missing])
+            if self._prefixes is None:
+                self._prefixes = backend.scorer.prefix(self._profiles)
+            computed = backend.scorer.score(self._prefixes, [Job(questions[i].profile, trees[i]) for i in missing])
             for i, scores in zip(missing, computed):
                 contents[i] = [pack_scores(*score) for score in scores]
                 self._fresh.update(zip(keys[i], contents[i] or ()))
@@ -105,9 +109,11 @@ class Batch:
             contents.append(content)
         return contents
 
-    def _key(self, question: Question, wording: Wording) -> str:
+    def _key(self, question: Question, wording: Wording, full: bool) -> str:
         profile = self._profiles[question.profile]
-        return content_key("scores", self._backend.identity, profile, question.lead, wording.pieces, wording.values)
+        return content_key(
+            "full" if full else "local", self._backend.identity, profile, question.lead, wording.pieces, wording.values
+        )
 
 
 def stack(scores: Sequence[Scores], mode: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What the teacher will cost, before anything is spent. Pure.
 
-Token counts are those of the packed trees (:mod:`scaletot_jax.teacher.scoring`): shared beginnings count once, and a
+Token counts are those of the packed trees (:mod:`scaletot_jax.teacher.token_tree`): shared beginnings count once, and a
 value's last token is never run.
 """
 
@@ -13,9 +13,11 @@ from typing import Any
 from scaletot_jax.chains.spec import ChainSpec, SlotSpec
 from scaletot_jax.teacher import prompt, questions
 from scaletot_jax.teacher.backend import Wording
+from scaletot_jax.teacher.dialogue import Kind
+from scaletot_jax.teacher.pilot import MODE_PROFILES
 from scaletot_jax.teacher.questions import CHAIN, DIRECT, Calibration, Case
-from scaletot_jax.teacher.scoring import Variant, token_tree
-from scaletot_jax.teacher.search import Cost, Kind
+from scaletot_jax.teacher.search import Cost
+from scaletot_jax.teacher.token_tree import Variant, token_tree
 from scaletot_jax.teacher.tree import NO_VALUE
 
 Ids = Callable[[Sequence[str]], tuple[int, ...]]  # pieces of text -> ids
@@ -26,18 +28,20 @@ def call_cost(spec: ChainSpec, case: Case, calibration: Calibration, ids: Ids) -
     leads = [
         _lead_bound(spec, [segment.fixed for segment in case.segments[:k]], ids) for k in range(spec.num_segments + 1)
     ]
+    full = calibration.mode == "full"
     bounds: dict[tuple[Kind, int], int] = {}
     answer = max(
-        _tree_tokens(questions.answer_wordings(spec, calibration.stems[item]), ids) for item in (DIRECT, CHAIN)
+        _tree_tokens(questions.answer_wordings(spec, calibration.stems[item]), ids, full) for item in (DIRECT, CHAIN)
     )
     bounds["answer", -1] = leads[-1] + answer
     for k, (segment, facts) in enumerate(zip(spec.segments, case.segments)):
         judged = [slot for slot, fixed in zip(segment.slots, facts.fixed) if fixed == NO_VALUE]
         if judged:
             wordings = [w for slot in judged for w in questions.slot_wordings(slot, calibration.stems[slot.name])]
-            bounds["segment", k] = leads[k] + _tree_tokens(wordings, ids)
+            bounds["segment", k] = leads[k] + _tree_tokens(wordings, ids, full)
             revisions = [
-                _revision_tokens(slot, calibration.stems[slot.name], case.evidence[slot.name], ids) for slot in judged
+                _revision_tokens(slot, calibration.stems[slot.name], case.evidence[slot.name], ids, full)
+                for slot in judged
             ]
             bounds["revision", k] = leads[k] + max(revisions)
     return lambda kind, segment: bounds[kind, segment]
@@ -63,17 +67,24 @@ def plan_cost(
     def ids(pieces: Sequence[str]) -> tuple[int, ...]:
         return tuple(token for piece in pieces for token in encode(piece))
 
+    full = teacher["scoring"] == "full"  # auto is planned as trie, which it mostly becomes
     open_slots = [[NO_VALUE] * len(segment.slots) for segment in spec.segments]
     leads = [_lead_bound(spec, open_slots[:k], ids) for k in range(spec.num_segments + 1)]
-    answer = _tree_tokens(questions.answer_wordings(spec), ids)
+    answer = _tree_tokens(questions.answer_wordings(spec), ids, full)
     scored, revision = [], []
     for k, segment in enumerate(spec.segments):
         judged = [slot for slot in segment.slots if slot.source == "scored"]
         if judged:
-            scored.append(leads[k] + _tree_tokens([w for slot in judged for w in questions.slot_wordings(slot)], ids))
-            revision.append(leads[k] + max(_revision_tokens(slot, (0,), "", ids) for slot in judged))
-    pilot_calls = 2 + len(scored)
+            scored.append(
+                leads[k] + _tree_tokens([w for slot in judged for w in questions.slot_wordings(slot)], ids, full)
+            )
+            revision.append(leads[k] + max(_revision_tokens(slot, (0,), "", ids, full) for slot in judged))
+    pilot_calls: float = 2 + len(scored)
     pilot_tokens = profile_tokens + answer + sum(scored) + leads[-1] + answer
+    if teacher["scoring"] == "auto":  # the first profiles' direct answers are scored both ways
+        trial = min(1.0, MODE_PROFILES / max(1, teacher["pilot_profiles"]))
+        pilot_calls += trial
+        pilot_tokens += trial * _tree_tokens(questions.answer_wordings(spec), ids, True)
 
     beam, share = teacher["beam"], 1 - teacher["refine_quantile"]
     refined = min(share * beam * len(revision), teacher["max_refined_nodes"]) if revision else 0.0
@@ -98,18 +109,20 @@ def plan_cost(
     return {"pilot": pilot, "search": searched, "total": total}
 
 
-def _tree_tokens(wordings: Sequence[Wording], ids: Ids) -> int:
+def _tree_tokens(wordings: Sequence[Wording], ids: Ids, full: bool) -> int:
     variants = [Variant(ids(w.pieces), tuple(ids((v,)) for v in w.values)) for w in wordings]
-    return len(token_tree((), variants, close=-1).tokens)
+    return len(token_tree((), variants, close=-1, full=full).tokens)
 
 
-def _revision_tokens(slot: SlotSpec, stems: Sequence[int], evidence: str, ids: Ids) -> int:
+def _revision_tokens(slot: SlotSpec, stems: Sequence[int], evidence: str, ids: Ids, full: bool) -> int:
     """The largest revision over all pairs of values in conflict."""
     wording = questions.slot_wordings(slot, stems[:1])[0]
     largest = 0
     for first, second in itertools.combinations(slot.scored_values, 2):
         notes = [prompt.revision_pieces(order, evidence) for order in ((first, second), (second, first))]
-        largest = max(largest, _tree_tokens([Wording((*note, *wording.pieces), wording.values) for note in notes], ids))
+        largest = max(
+            largest, _tree_tokens([Wording((*note, *wording.pieces), wording.values) for note in notes], ids, full)
+        )
     return largest
 
 

@@ -4,7 +4,8 @@ Over the first profiles, each slot is scored after a provisional chain (every sl
 within its batch), the answer both from the bare profile and after that chain. From these scores alone the pilot decides
 
 * the mean log-probability of every value under every wording, which calibration subtracts;
-* trie-local or full-vocabulary scoring: the one under which wordings agree more about who differs from whom;
+* trie-local or full-vocabulary scoring: the one under which wordings agree more about who differs from whom (judged on
+  the first profiles' direct answers);
 * which wordings: those that agree most with the others;
 * polarity: forcing a field to its low and high value must move an ordered slot the stated way, else it is dropped;
 * the threshold τ of each segment: a quantile of the pilot's own uncertainties.
@@ -23,30 +24,36 @@ import numpy as np
 from scaletot_jax.chains.spec import ChainSpec
 from scaletot_jax.teacher import calibrate, questions
 from scaletot_jax.teacher.backend import Batch, Question, stack
+from scaletot_jax.teacher.dialogue import Values
 from scaletot_jax.teacher.questions import CHAIN, DIRECT, Calibration, Case
-from scaletot_jax.teacher.scoring import Scores
-from scaletot_jax.teacher.search import Values
+from scaletot_jax.teacher.token_tree import Scores
 from scaletot_jax.teacher.tree import NO_VALUE
 
 MODES = ("trie", "full")
+MODE_PROFILES = 64  # pilot profiles whose direct answer is scored both ways
 
 
 @dataclass
 class PilotScores:
-    """Raw scores of the pilot: item -> mode -> list of [J, V], one per profile for which the item is judged; ``rows``
-    gives those profiles' numbers."""
+    """Raw scores of the pilot in one scoring mode.
 
-    scores: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)
+    Attributes:
+      mode: ``trie`` or ``full``.
+      scores: item -> [J, V] of each profile for which the item is judged.
+      rows: item -> numbers of those profiles.
+    """
+
+    mode: str
+    scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
     rows: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, item: str, row: int, scores: Sequence[Scores]) -> None:
-        for mode in MODES:
-            self.scores.setdefault(item, {}).setdefault(mode, []).append(stack(scores, mode))
+        self.scores.setdefault(item, []).append(stack(scores, self.mode))
         self.rows.setdefault(item, []).append(row)
 
-    def array(self, item: str, mode: str) -> np.ndarray:
+    def array(self, item: str) -> np.ndarray:
         """[users, J, V] float64."""
-        return np.stack(self.scores[item][mode])
+        return np.stack(self.scores[item])
 
 
 def score_batch(spec: ChainSpec, cases: Sequence[Case], batch: Batch, first: int, into: PilotScores) -> tuple[int, int]:
@@ -55,7 +62,7 @@ def score_batch(spec: ChainSpec, cases: Sequence[Case], batch: Batch, first: int
     Args:
       cases: profiles in the rows of ``batch``.
       first: number of the batch's first profile in the pilot.
-      into: collects the scores.
+      into: collects the scores, in its own mode.
 
     Returns:
       Questions asked and their tokens.
@@ -65,7 +72,7 @@ def score_batch(spec: ChainSpec, cases: Sequence[Case], batch: Batch, first: int
 
     def ask(asked: list[Question]) -> list[list[Scores]]:
         nonlocal calls, tokens
-        replies = batch.ask(asked)
+        replies = batch.ask(asked, full=into.mode == "full")
         calls += len(replies)
         tokens += sum(cost for _, cost in replies)
         return [scores for scores, _ in replies]
@@ -83,7 +90,7 @@ def score_batch(spec: ChainSpec, cases: Sequence[Case], batch: Batch, first: int
                     part = scores[start : start + len(slot.stems)]
                     start += len(slot.stems)
                     into.add(slot.name, first + row, part)
-                    judged.setdefault(slot.name, {})[row] = stack(part, "trie").mean(0)
+                    judged.setdefault(slot.name, {})[row] = stack(part, into.mode).mean(0)
         for row, case in enumerate(cases):
             values = []
             for slot, fixed in zip(segment.slots, case.segments[k].fixed):
@@ -98,23 +105,25 @@ def score_batch(spec: ChainSpec, cases: Sequence[Case], batch: Batch, first: int
     return calls, tokens
 
 
-def choose_mode(pilot: PilotScores, scoring: str) -> tuple[str, dict[str, Any]]:
-    """The scoring mode and its evidence: mean agreement between wordings over the items, per mode."""
-    agreement = {}
-    for mode in MODES:
-        arrays = {item: pilot.array(item, mode) for item in pilot.scores}
-        agreement[mode] = {item: calibrate.agreement(a, calibrate.pilot_mean(a)) for item, a in arrays.items()}
-    means = {mode: float(np.mean(list(values.values()))) for mode, values in agreement.items()}
-    chosen = max(MODES, key=lambda mode: means[mode]) if scoring == "auto" else scoring
-    return chosen, {
-        "chosen": chosen,
-        "by": "agreement" if scoring == "auto" else "configuration",
-        "mean_agreement": means,
-        "agreement": agreement,
-    }
+def choose_mode(direct: Sequence[Sequence[Scores]], scoring: str) -> tuple[str, dict[str, Any]]:
+    """The scoring mode and its evidence: the agreement between the direct answer's wordings under either.
+
+    Only values of several tokens tell the modes apart; for single tokens they differ by a constant per profile, which
+    calibration removes. So the answer decides, whose phrases are the longest.
+
+    Args:
+      direct: per profile the scores of all wordings, with sums over the vocabulary; empty unless ``scoring`` is auto.
+      scoring: ``auto``, or the mode the configuration wants.
+    """
+    if scoring != "auto":
+        return scoring, {"chosen": scoring, "by": "configuration"}
+    arrays = {mode: np.stack([stack(scores, mode) for scores in direct]) for mode in MODES}
+    agreement = {mode: calibrate.agreement(a, calibrate.pilot_mean(a)) for mode, a in arrays.items()}
+    chosen = max(MODES, key=lambda mode: agreement[mode])  # a tie goes to the first, trie
+    return chosen, {"chosen": chosen, "by": "agreement", "agreement": agreement, "profiles": len(direct)}
 
 
-def choose_wordings(pilot: PilotScores, mode: str, count: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+def choose_wordings(pilot: PilotScores, count: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
     """For each item the ``count`` wordings that agree most with the others, in the specification's order.
 
     The two answers use the same wordings, those of the direct one, so that they differ by the chain alone.
@@ -122,7 +131,7 @@ def choose_wordings(pilot: PilotScores, mode: str, count: int) -> tuple[dict[str
     chosen: dict[str, tuple[int, ...]] = {}
     evidence: dict[str, Any] = {}
     for item in pilot.scores:
-        scores = pilot.array(item, mode)
+        scores = pilot.array(item)
         mean = calibrate.pilot_mean(scores)
         stems = range(scores.shape[1])
         with_others = [
@@ -141,7 +150,6 @@ def decide(
     spec: ChainSpec,
     pilot: PilotScores,
     *,
-    scoring: str,
     paraphrases: int,
     quantile: float,
     base_rate: Sequence[float] | None,
@@ -150,13 +158,12 @@ def decide(
     """All decisions that follow from the pilot's scores, each with its evidence.
 
     Args:
-      scoring, paraphrases, quantile: from the configuration's teacher section.
+      paraphrases, quantile: from the configuration's teacher section.
       base_rate: [Kb] aggregate bucket shares of the training rows, or None for no shift.
       dropped: slots that failed the polarity test.
     """
-    mode, mode_evidence = choose_mode(pilot, scoring)
-    stems, wording_evidence = choose_wordings(pilot, mode, paraphrases)
-    arrays = {item: pilot.array(item, mode)[:, list(stems[item])] for item in pilot.scores}
+    stems, wording_evidence = choose_wordings(pilot, paraphrases)
+    arrays = {item: pilot.array(item)[:, list(stems[item])] for item in pilot.scores}
     means = {item: calibrate.pilot_mean(scores) for item, scores in arrays.items()}
     shifts = {}
     for item in (DIRECT, CHAIN):
@@ -190,9 +197,8 @@ def decide(
                 "entropy_quartiles": np.quantile(sample, (0.25, 0.5, 0.75)).tolist(),
                 "above_threshold": float((u > thresholds[segment.name]).mean()),
             }
-    calibration = Calibration(mode, stems, means, shifts, entropies, thresholds, frozenset(dropped))
+    calibration = Calibration(pilot.mode, stems, means, shifts, entropies, thresholds, frozenset(dropped))
     report = {
-        "scoring": mode_evidence,
         "wordings": wording_evidence,
         "thresholds": evidence,
         "base_rate": None if base_rate is None else [float(x) for x in base_rate],

@@ -55,18 +55,3 @@ def revision_pieces(candidates: Sequence[str], evidence: str) -> list[str]:
 def encode_pieces(pieces: Sequence[str], encode: Encode) -> list[int]:
     """Ids of separately encoded pieces, joined."""
     return [token for piece in pieces for token in encode(piece)]
-
-
-def fit_profile(text: str, encode: Encode, limit: int) -> tuple[list[int], int]:
-    """Ids of a profile of at most ``limit`` tokens: whole lines are left out from the top, because activity comes last.
-
-    Returns:
-      The ids, and the number of lines left out.
-    """
-    lines = [list(encode(line)) for line in text.splitlines(keepends=True)]
-    total, dropped = sum(map(len, lines)), 0
-    while total > limit and dropped < len(lines) - 1:
-        total -= len(lines[dropped])
-        dropped += 1
-    ids = [token for line in lines[dropped:] for token in line]
-    return ids[-limit:], dropped

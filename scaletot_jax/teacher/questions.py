@@ -16,8 +16,8 @@ from scaletot_jax.chains.spec import ChainSpec, SlotSpec
 from scaletot_jax.errors import DataError
 from scaletot_jax.teacher import calibrate, prompt
 from scaletot_jax.teacher.backend import Question, Wording, stack
-from scaletot_jax.teacher.scoring import Scores
-from scaletot_jax.teacher.search import Answer, Ask, Draw, Segment, Values
+from scaletot_jax.teacher.dialogue import Answer, Ask, Draw, Segment, Values
+from scaletot_jax.teacher.token_tree import Scores
 from scaletot_jax.teacher.tree import NO_VALUE
 
 DIRECT, CHAIN = "answer.direct", "answer.chain"  # names of the two answers among the calibrated items
@@ -92,7 +92,7 @@ def make_case(
 
     Args:
       key: the profile's exact key.
-      ids: the profile text's ids, see :func:`prompt.fit_profile`.
+      ids: the profile text's ids, see :func:`scaletot_jax.profiles.prompt_ids.fit_profile`.
       fields: profile fields in use.
       render: record -> profile lines; given only the fields that concern a slot, it makes that slot's evidence.
       dropped: scored slots that are "unknown" for everybody.

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scaletot_jax.chains.spec import ChainSpec
 from scaletot_jax.lm.load import LoadedLM
+from scaletot_jax.profiles.prompt_ids import fit_profile
 from scaletot_jax.progress import Progress
 from scaletot_jax.teacher import pilot as piloting
 from scaletot_jax.teacher import prompt, questions, records
 from scaletot_jax.teacher.backend import Backend, Batch, Question, stack
+from scaletot_jax.teacher.budget import Bounds
 from scaletot_jax.teacher.cost import call_cost
+from scaletot_jax.teacher.dialogue import Answer, Ask, Draw
 from scaletot_jax.teacher.questions import Calibration, Case
-from scaletot_jax.teacher.scoring import Scorer
-from scaletot_jax.teacher.search import Answer, Ask, Bounds, Draw, run_together, search
+from scaletot_jax.teacher.scoring import Scorer, padded_length
+from scaletot_jax.teacher.search import run_together, search
 from scaletot_jax.teacher.store import Store, content_key, pack_json
+from scaletot_jax.teacher.token_tree import Scores
 
 POLARITY_PROFILES = 16
 
@@ -58,6 +63,7 @@ class Reasoner:
         questions.check_supported(spec)
         self.spec, self.settings, self.fields, self.render = spec, settings, frozenset(fields), render
         self._encode, self._limit = lm.tokenizer.encode, max_profile_tokens
+        self._encode_data = partial(lm.tokenizer.encode, control=False)
         instruction = prompt.encode_pieces([prompt.instruction_text(spec)], self._encode)
         scorer = Scorer(
             lm.params,
@@ -73,7 +79,7 @@ class Reasoner:
 
     def profile(self, key: str, record: Mapping[str, Any]) -> Profile:
         """Renders and encodes one record."""
-        ids, dropped = prompt.fit_profile(self.render(record), self._encode, self._limit)
+        ids, dropped = fit_profile(self.render(record), self._encode_data, self._limit)
         self.shortened += dropped > 0
         return Profile(key, record, tuple(ids))
 
@@ -90,19 +96,15 @@ class Reasoner:
         Returns:
           The calibration, and the evidence of every decision.
         """
-        scores = piloting.PilotScores()
-        done = calls = tokens = 0
-        for batch_profiles in self.batches(profiles):
-            batch = self.backend.open([p.ids for p in batch_profiles])
-            cases = [self._case(p) for p in batch_profiles]
-            spent = piloting.score_batch(self.spec, cases, batch, done, scores)
-            done += len(cases)
-            batch.commit()
-            calls, tokens = calls + spent[0], tokens + spent[1] + sum(len(p.ids) for p in batch_profiles)
-            if progress:
-                progress.advance(len(batch_profiles), "pilot")
+        scoring = self.settings["scoring"]
+        provisional = "trie" if scoring == "auto" else scoring
+        trial = piloting.MODE_PROFILES if scoring == "auto" else 0
+        scores, direct, spent = self._score_pilot(profiles, provisional, trial, progress)
+        mode, mode_evidence = piloting.choose_mode(direct, scoring)
+        if mode != provisional:  # the shorter trees do not hold what is needed: score again
+            scores, _, again = self._score_pilot(profiles, mode, 0, None)
+            spent = (spent[0] + again[0], spent[1] + again[1])
         decide = {
-            "scoring": self.settings["scoring"],
             "paraphrases": self.settings["paraphrases"],
             "quantile": self.settings["refine_quantile"],
             "base_rate": base_rate,
@@ -111,7 +113,34 @@ class Reasoner:
         polarity = self._polarity(profiles[:POLARITY_PROFILES], calibration)
         dropped = {name: result for name, result in polarity.items() if result.get("passed") is False}
         calibration, evidence = piloting.decide(self.spec, scores, **decide, dropped=dropped)
-        return calibration, {**evidence, "polarity": polarity, "calls": calls, "tokens": tokens}
+        return calibration, {
+            "scoring": mode_evidence,
+            **evidence,
+            "polarity": polarity,
+            "calls": spent[0],
+            "tokens": spent[1],
+        }
+
+    def _score_pilot(
+        self, profiles: Sequence[Profile], mode: str, trial: int, progress: Progress | None
+    ) -> tuple[piloting.PilotScores, list[list[Scores]], tuple[int, int]]:
+        """Scores of all profiles in one mode; the first ``trial`` profiles' direct answers in both; calls and tokens."""
+        scores, direct = piloting.PilotScores(mode), list[list[Scores]]()
+        done = calls = tokens = 0
+        for members in self.batches(profiles):
+            batch = self.backend.open([p.ids for p in members])
+            tokens += sum(len(p.ids) for p in members)
+            if done < trial:
+                asked = [questions.answer_question(self.spec, row, ()) for row in range(len(members))]
+                for both, cost in batch.ask(asked, full=True):
+                    direct.append(both)
+                    calls, tokens = calls + 1, tokens + cost
+            spent = piloting.score_batch(self.spec, [self._case(p) for p in members], batch, done, scores)
+            batch.commit()
+            done, calls, tokens = done + len(members), calls + spent[0], tokens + spent[1]
+            if progress:
+                progress.advance(len(members), "pilot")
+        return scores, direct, (calls, tokens)
 
     def _polarity(self, profiles: Sequence[Profile], calibration: Calibration) -> dict[str, Any]:
         """Scores every slot that has a polarity with its field forced low and high."""
@@ -132,7 +161,7 @@ class Reasoner:
             for members in self.batches(forced):
                 batch = self.backend.open([p.ids for p in members])
                 asked = [Question(row, (), tuple(questions.slot_wordings(slot, stems))) for row in range(len(members))]
-                for member, (scores, _) in zip(members, batch.ask(asked)):
+                for member, (scores, _) in zip(members, batch.ask(asked, full=calibration.mode == "full")):
                     scored[int(member.key)] = stack(scores, calibration.mode)
                 batch.commit()
             low, high = (np.stack([scored[2 * i + side] for i in range(len(profiles))]) for side in (0, 1))
@@ -177,7 +206,7 @@ class Reasoner:
         def reply(asks: list[tuple[int, Ask]]) -> list[Draw | Answer]:
             replies: list[Draw | Answer] = []
             asked = [questions.question(spec, row, cases[row], ask, calibration) for row, ask in asks]
-            for (row, ask), (scores, tokens) in zip(asks, batch.ask(asked)):
+            for (row, ask), (scores, tokens) in zip(asks, batch.ask(asked, full=calibration.mode == "full")):
                 if ask.kind == "answer":
                     replies.append(questions.answer_reply(scores, calibration, chain=bool(ask.path), tokens=tokens))
                     continue
@@ -215,6 +244,6 @@ class Reasoner:
         size = self.backend.scorer.batch_size
         by_length: dict[int, list[Profile]] = {}
         for profile in profiles:
-            by_length.setdefault(self.backend.scorer.padded_length(len(profile.ids)), []).append(profile)
+            by_length.setdefault(padded_length(len(profile.ids)), []).append(profile)
         groups = [by_length[length] for length in sorted(by_length)]
         return [group[i : i + size] for group in groups for i in range(0, len(group), size)]

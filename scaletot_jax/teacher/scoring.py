@@ -1,14 +1,11 @@
 """Exact log-probabilities of allowed continuations, many alternatives in one call.
 
-A request is a token tree: the chain so far, then one branch a stem, then the stem's values as a trie. The tree is
-packed into one row of tokens under an ancestor mask and run over the cached profile; nothing is written to the cache.
-A value's last token is never run: its log-probability is read at its parent.
+Token trees (:mod:`scaletot_jax.teacher.token_tree`) are packed into rows under an ancestor mask and run over cached
+prefixes: the instruction is run once, each profile once, and scoring writes nothing to the cache.
 
-    full(v)  = Σ_t log p(v_t | v_<t)                     over the whole vocabulary
-    local(v) = Σ_t log p(v_t | v_<t, allowed)            softmax over the trie node's alternatives only
-
-Shapes are fixed: B rows a call, tokens and rows padded to multiples, so few programs are compiled. Padding and the
-other rows of a batch do not change a row's result; a job's shape depends on the job alone.
+Shapes are fixed: B rows a call, tokens padded to multiples of 16, so few programs are compiled; and the layers are
+scanned, so that each compiles in a second (calls are long enough to hide the copy of a layer's weights, which would
+hurt a decoding loop). Padding and the other rows of a batch do not change a row; a job's shape depends on the job alone.
 """
 
 from __future__ import annotations
@@ -21,205 +18,93 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaletot_jax.lm.cache import Cache, extend, prefill, repeat
+from scaletot_jax.lm import model
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.head import candidate_log_probs
+from scaletot_jax.teacher.token_tree import Scores, TokenTree, read_values
 
-Ids = tuple[int, ...]
-
-_TOKENS, _ROWS, _ALTERNATIVES = 32, 16, 8  # lengths are padded to multiples of these
-
-
-class Variant(NamedTuple):
-    """One wording: the stem's ids, and each value's ids."""
-
-    stem: Ids
-    values: tuple[Ids, ...]
+_UNIT = 16  # token and node counts are padded to multiples of this
+_ALTERNATIVES = 8  # and alternatives to multiples of this
+_CHUNK = 64  # rows whose logits over the vocabulary exist at a time
 
 
-class TokenTree(NamedTuple):
-    """A packed request of T tokens, R scored nodes and up to A alternatives.
+class Prefixes(NamedTuple):
+    """Cached beginnings, read-only.
 
     Attributes:
-      tokens: [T] int32.
-      depth: [T] int32, position after the cached prefix.
-      ancestors: [T, T] bool, the token (row) sees the token (column): itself and its ancestors.
-      nodes: [R] int32, the packed token at which alternatives are read.
-      candidates: [R, A] int32, their ids; −1 unused.
-      steps: per variant and value, the (r, a) places whose log-probabilities add up to the value's.
+      keys, values: [L, B, KV, S, hd], layers stacked for the scan.
+      valid: [B, S] bool.
+      seen: [B] int32, valid tokens, which is the position of the next one.
     """
 
-    tokens: np.ndarray
-    depth: np.ndarray
-    ancestors: np.ndarray
-    nodes: np.ndarray
-    candidates: np.ndarray
-    steps: tuple[tuple[tuple[tuple[int, int], ...], ...], ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(T, R, A), each padded to its multiple: what selects the compiled program."""
-        sizes = (len(self.tokens), len(self.nodes), self.candidates.shape[1])
-        return tuple(-(-size // unit) * unit for size, unit in zip(sizes, (_TOKENS, _ROWS, _ALTERNATIVES)))  # type: ignore[return-value]
-
-
-class Scores(NamedTuple):
-    """Log-probabilities of one variant's values, float32 [V] each."""
-
-    full: np.ndarray
-    local: np.ndarray
+    keys: jax.Array
+    values: jax.Array
+    valid: jax.Array
+    seen: jax.Array
 
 
 class Job(NamedTuple):
-    """One tree to be scored after the profile in row ``row`` of the prefix cache."""
+    """One tree to be scored after the profile in row ``row`` of the prefixes."""
 
     row: int
     tree: TokenTree
-
-
-def token_tree(lead: Sequence[int], variants: Sequence[Variant], *, close: int) -> TokenTree:
-    """Packs a lead and its variants.
-
-    Args:
-      lead: ids between the profile and the stems (chain so far, notes); may be empty.
-      variants: stems with their values; equal beginnings are run once.
-      close: id that ends a value which is the beginning of another one ("1" and "1 day"), so that both have a leaf.
-
-    Raises:
-      ValueError: a variant has no stem, or two of its values have the same ids.
-    """
-    index: dict[tuple[int, int], int] = {}
-    tokens: list[int] = []
-    parents: list[int] = []
-
-    def walk(parent: int, ids: Sequence[int]) -> int:
-        for token in ids:
-            key = (parent, int(token))
-            if key not in index:
-                index[key] = len(tokens)
-                tokens.append(int(token))
-                parents.append(parent)
-            parent = index[key]
-        return parent
-
-    end = walk(-1, lead)
-    nodes: list[int] = []
-    candidates: list[list[int]] = []
-    steps = []
-    for variant in variants:
-        if not variant.stem:
-            raise ValueError("a stem without tokens gives its values no place to be read")
-        if len(set(variant.values)) < len(variant.values):
-            raise ValueError("two values have the same ids")
-        root = walk(end, variant.stem)
-        rows: dict[int, int] = {}  # packed node -> r, for this variant only: another stem's branch is no alternative
-        paths = []
-        for ids in variant.values:
-            shadowed = any(len(other) > len(ids) and other[: len(ids)] == ids for other in variant.values)
-            full, node, path = (*ids, close) if shadowed else ids, root, []
-            for t, token in enumerate(full):
-                if node not in rows:
-                    rows[node] = len(nodes)
-                    nodes.append(node)
-                    candidates.append([])
-                r = rows[node]
-                if token not in candidates[r]:
-                    candidates[r].append(token)
-                path.append((r, candidates[r].index(token)))
-                if t + 1 < len(full):
-                    node = walk(node, (token,))
-            paths.append(tuple(path))
-        steps.append(tuple(paths))
-
-    count, width = len(tokens), max(map(len, candidates))
-    ancestors = np.zeros((count, count), bool)
-    depth = np.zeros(count, np.int32)
-    for i, parent in enumerate(parents):
-        if parent >= 0:
-            ancestors[i] = ancestors[parent]
-            depth[i] = depth[parent] + 1
-        ancestors[i, i] = True
-    table = np.full((len(nodes), width), -1, np.int32)
-    for r, row in enumerate(candidates):
-        table[r, : len(row)] = row
-    return TokenTree(np.asarray(tokens, np.int32), depth, ancestors, np.asarray(nodes, np.int32), table, tuple(steps))
-
-
-def read_values(tree: TokenTree, full: np.ndarray, local: np.ndarray) -> list[Scores]:
-    """Sums the log-probabilities [R, A] of the alternatives along each value's path; one Scores a variant."""
-    out = []
-    for paths in tree.steps:
-        sums = [[float(sum(float(table[r, a]) for r, a in path)) for path in paths] for table in (full, local)]
-        out.append(Scores(np.asarray(sums[0], np.float32), np.asarray(sums[1], np.float32)))
-    return out
 
 
 class Scorer:
     """A language model with one instruction, ready to score token trees after batches of profiles.
 
     Args:
-      params, config: the model.
+      params, config: the model, layers stacked.
       instruction: ids of the fixed first part; run once.
       max_profile_tokens: most tokens of a profile.
       batch_size: B, rows of every call; missing rows are padding.
+
+    Attributes:
+      calls, tokens, padded: programs run, real tokens run (without the instruction's), and tokens with padding.
     """
 
     def __init__(
         self, params: Any, config: LMConfig, *, instruction: Sequence[int], max_profile_tokens: int, batch_size: int
     ):
         self.batch_size = batch_size
-        self._params, self._config = params, config
-        self._start = len(instruction)
-        self._longest = max_profile_tokens
-        size = self._start + _round(max_profile_tokens, _TOKENS)
-        tokens = jnp.asarray(np.asarray(instruction, np.int32)[None])
-        _, cache = jax.jit(partial(prefill, config=config, size=size))(params, tokens=tokens)
-        self._instruction = cache
-        self.calls = 0  # programs run
-        self.tokens = 0  # real tokens run, the instruction's not counted
-        self.padded = 0  # tokens run with padding
+        self.calls = self.tokens = self.padded = 0
+        self._params, self._config, self._longest = params, config, max_profile_tokens
+        tokens = np.asarray([instruction], np.int32)
+        shape = (config.num_layers, 1, config.num_kv_heads, 0, config.head_dim)
+        nothing = Prefixes(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((1, 0), bool), jnp.zeros(1, jnp.int32))
+        self._instruction = _extend(params, config, nothing, tokens, np.ones(tokens.shape, bool), len(instruction))
+        self._slots = len(instruction) + round_up(max_profile_tokens, _UNIT)  # one size, whatever the profiles
 
-    @staticmethod
-    def padded_length(tokens: int) -> int:
-        """The length at which a profile of ``tokens`` tokens runs."""
-        return _round(tokens, _TOKENS)
-
-    def prefix(self, profiles: Sequence[Sequence[int]]) -> Cache:
-        """Runs up to B profiles after the instruction. Their padded length is that of the longest."""
+    def prefix(self, profiles: Sequence[Sequence[int]]) -> Prefixes:
+        """Runs up to B profiles after the instruction; the padded length is that of the longest."""
         if not 0 < len(profiles) <= self.batch_size:
             raise ValueError(f"{len(profiles)} profiles for a batch of {self.batch_size}")
         longest = max(map(len, profiles))
         if longest > self._longest:
             raise ValueError(f"a profile of {longest} tokens, but at most {self._longest} were announced")
-        length = _round(longest, _TOKENS)
+        length = padded_length(longest)
         tokens = np.zeros((self.batch_size, length), np.int32)
         valid = np.zeros((self.batch_size, length), bool)
         for i, ids in enumerate(profiles):
             tokens[i, : len(ids)] = ids
             valid[i, : len(ids)] = True
         self._count(sum(map(len, profiles)), length)
-        return _prefix(self._params, self._config, self._instruction, tokens, valid, self._start)
+        return _extend(self._params, self._config, self._instruction, tokens, valid, self._slots)
 
-    def score(self, cache: Cache, jobs: Sequence[Job], *, full: bool = True) -> list[list[Scores]]:
-        """Scores every job; jobs of the same padded shape share calls of B rows. The order of the answers is the jobs'.
-
-        Args:
-          cache: from :meth:`prefix`; ``Job.row`` points into it.
-          full: whether sums over the vocabulary are wanted; without them no V-sized array is built, and ``Scores.full``
-            repeats ``Scores.local``.
-        """
+    def score(self, prefixes: Prefixes, jobs: Sequence[Job]) -> list[list[Scores]]:
+        """Scores every job, in order; jobs of the same padded shape share calls of B rows."""
         out: list[list[Scores]] = [[] for _ in jobs]
-        shapes = [job.tree.shape for job in jobs]
+        shapes = [_shape(job.tree) for job in jobs]
         for shape in sorted(set(shapes)):
             members = [i for i, s in enumerate(shapes) if s == shape]
             for start in range(0, len(members), self.batch_size):
                 chunk = members[start : start + self.batch_size]
-                for i, scores in zip(chunk, self._run(cache, [jobs[i] for i in chunk], shape, full)):
+                for i, scores in zip(chunk, self._run(prefixes, [jobs[i] for i in chunk], shape)):
                     out[i] = scores
         return out
 
-    def _run(self, cache: Cache, jobs: Sequence[Job], shape: tuple[int, int, int], full: bool) -> list[list[Scores]]:
-        batch, (length, rows, width) = self.batch_size, shape
+    def _run(self, prefixes: Prefixes, jobs: Sequence[Job], shape: tuple[int, int, int, bool]) -> list[list[Scores]]:
+        batch, (length, rows, width, full) = self.batch_size, shape
         take = np.zeros(batch, np.int32)
         tokens = np.zeros((batch, length), np.int32)
         depth = np.zeros((batch, length), np.int32)
@@ -231,19 +116,8 @@ class Scorer:
             take[i], tokens[i, :t], depth[i, :t], mask[i, :t, :t] = row, tree.tokens, tree.depth, tree.ancestors
             nodes[i, :r], candidates[i, :r, :a] = tree.nodes, tree.candidates
         self._count(sum(len(job.tree.tokens) for job in jobs), length)
-        result = _score(
-            self._params,
-            self._config,
-            cache,
-            take,
-            tokens,
-            depth,
-            mask,
-            nodes,
-            candidates,
-            "full" if full else "candidates",
-        )
-        sums, local = (np.asarray(x) for x in result)
+        arrays = (take, tokens, depth, mask, nodes, candidates)
+        sums, local = (np.asarray(x) for x in _score(self._params, self._config, prefixes, *arrays, full))
         return [read_values(job.tree, sums[i], local[i]) for i, job in enumerate(jobs)]
 
     def _count(self, tokens: int, length: int) -> None:
@@ -252,26 +126,82 @@ class Scorer:
         self.padded += self.batch_size * length
 
 
-@partial(jax.jit, static_argnames=("config", "start"))
-def _prefix(params, config, instruction, tokens, valid, start):
-    cache = repeat(instruction, tokens.shape[0])
-    return extend(params, config, tokens, cache, valid=valid, write_at=start)[1]
+def padded_length(tokens: int) -> int:
+    """The length at which a profile or tree of ``tokens`` tokens runs."""
+    return round_up(tokens, _UNIT)
 
 
-@partial(jax.jit, static_argnames=("config", "normalise"))
-def _score(params, config, cache, take, tokens, depth, mask, nodes, candidates, normalise):
-    """Log-probabilities [B, R, A] over the vocabulary (or, for "candidates", over the alternatives) and over the alternatives."""
-    rows = jax.tree.map(lambda leaf: leaf[take], cache)
-    hidden, _ = extend(params, config, tokens, rows, offsets=depth, mask=mask)
-    read = jnp.take_along_axis(hidden, nodes[..., None], axis=1)
-    flat = candidates.reshape(-1, candidates.shape[-1])
-    out = candidate_log_probs(params, config, read.reshape(-1, read.shape[-1]), flat, normalise=normalise, chunk=64)
-    used = flat >= 0
-    largest = jnp.max(jnp.where(used, out, -1e30), axis=-1, keepdims=True)
-    total = jnp.log(jnp.sum(jnp.where(used, jnp.exp(out - largest), 0.0), axis=-1, keepdims=True)) + largest
-    local = jnp.where(used, out - total, -jnp.inf)
-    return out.reshape(candidates.shape), local.reshape(candidates.shape)
-
-
-def _round(length: int, unit: int) -> int:
+def round_up(length: int, unit: int) -> int:
+    """The smallest positive multiple of ``unit`` that is not below ``length``."""
     return max(unit, -(-length // unit) * unit)
+
+
+def _shape(tree: TokenTree) -> tuple[int, int, int, bool]:
+    """Padded (T, R, A) and whether the vocabulary is needed: what selects the compiled program."""
+    rows, width = tree.candidates.shape
+    return padded_length(len(tree.tokens)), round_up(rows, _UNIT), round_up(width, _ALTERNATIVES), tree.full
+
+
+@partial(jax.jit, static_argnames=("config", "slots"))
+def _extend(params, config, before, tokens, valid, slots):
+    """Prefixes of ``slots`` slots with tokens [B, T] after those of ``before`` (of one row, shared by all)."""
+    batch, length = tokens.shape
+    old = before.valid.shape[1]
+    take = jnp.zeros(batch, jnp.int32)
+    offsets = model.default_positions(valid)
+    mask = jnp.tril(jnp.ones((1, length, length), bool)) & valid[:, None, :]
+    _, (keys, values) = _layers(params, config, before, take, tokens, offsets, mask)
+    room = ((0, 0),) * 3 + ((0, slots - old - length), (0, 0))
+    shared = [jnp.repeat(leaf, batch, axis=1) for leaf in (before.keys, before.values)]
+    keys, values = (jnp.pad(jnp.concatenate([a, b], axis=3), room) for a, b in zip(shared, (keys, values)))
+    known = jnp.concatenate([jnp.repeat(before.valid, batch, axis=0), valid], axis=1)
+    return Prefixes(
+        keys,
+        values,
+        jnp.pad(known, ((0, 0), (0, slots - old - length))),
+        before.seen[take] + valid.sum(axis=1, dtype=jnp.int32),
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "full"))
+def _score(params, config, prefixes, take, tokens, depth, mask, nodes, candidates, full):
+    """Log-probabilities [B, R, A] over the vocabulary (zeros unless ``full``) and over the alternatives."""
+    hidden, _ = _layers(params, config, prefixes, take, tokens, depth, mask)
+    read = jnp.take_along_axis(hidden, nodes[..., None], axis=1)
+    states, listed = read.reshape(-1, read.shape[-1]), candidates.reshape(-1, candidates.shape[-1])
+
+    def log_probs(normalise):
+        out = candidate_log_probs(params, config, states, listed, normalise=normalise, chunk=_CHUNK)
+        return jnp.where(listed >= 0, out, 0.0).reshape(candidates.shape)
+
+    local = log_probs("candidates")
+    return (log_probs("full") if full else jnp.zeros_like(local)), local
+
+
+def _layers(params, config, prefixes, take, tokens, offsets, mask):
+    """Tokens [B, T] through the model after row ``take[b]`` of the prefixes.
+
+    A token sees every valid slot of its prefix, and of the new tokens what ``mask`` [B or 1, T, T] allows; ``offsets``
+    [B, T] count positions from the prefix's end.
+
+    Returns:
+      hidden [B, T, D] after the final norm, and the new tokens' keys and values [L, B, KV, T, hd].
+    """
+    batch, length = tokens.shape
+    known = prefixes.valid[take]
+    visible = jnp.broadcast_to(known[:, None, :], (batch, length, known.shape[1]))
+    visible = jnp.concatenate([visible, jnp.broadcast_to(mask, (batch, length, length))], axis=2)
+    rotation = model.rotary(prefixes.seen[take][:, None] + offsets, config)
+
+    def layer(x, inputs):
+        weights, old_keys, old_values = inputs
+
+        def attend(q, k, v):
+            keys, values = (jnp.concatenate([old[take], new], axis=2) for old, new in ((old_keys, k), (old_values, v)))
+            return model.attention(q, keys, values, visible), (k, v)
+
+        return model.block(weights, config, x, rotation, attend, None, 1.0)
+
+    inputs = (params["layers"], prefixes.keys, prefixes.values)
+    x, new = jax.lax.scan(layer, model.embed(params, tokens), inputs)
+    return model.finish(params, config, x), new

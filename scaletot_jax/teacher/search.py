@@ -20,71 +20,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from scaletot_jax.teacher import tree as trees
+from scaletot_jax.teacher.budget import Bounds, Ledger
+from scaletot_jax.teacher.dialogue import Answer, Ask, Draw, Kind, Segment, Values
 from scaletot_jax.teacher.tree import NO_VALUE, ROOT, Tree
-
-Values = tuple[int, ...]  # one value index a slot of a segment
-Kind = Literal["segment", "revision", "answer"]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Limits of one profile's search; the names are those of the configuration's teacher section."""
-
-    beam: int = 2
-    candidates: int = 3
-    min_gain: float = 0.05
-    max_refined_nodes: int = 3
-    max_samples: int = 45
-    max_calls: int = 24
-    max_tokens: int = 4096
-    deadline_s: float = 0.0  # 0: none
-
-
-class Segment(NamedTuple):
-    """One segment of one profile. ``fixed``: per slot the value decided by rule, or NO_VALUE where it is to be judged;
-    ``unknown``: per slot the index of "unknown"; ``sizes``: per slot the number of values."""
-
-    fixed: Values
-    unknown: Values
-    sizes: Values
-
-    @property
-    def scored(self) -> bool:
-        return NO_VALUE in self.fixed
-
-
-class Draw(NamedTuple):
-    """Reply to a segment or a revision: per slot a distribution over its values, and how uncertain the node is."""
-
-    probabilities: tuple[np.ndarray, ...]
-    entropy: float
-    disagreement: float
-    uncertainty: float
-    focus: int  # the slot a revision would ask about
-    tokens: int
-
-
-class Answer(NamedTuple):
-    """Reply to an answer: a distribution over the buckets."""
-
-    probabilities: np.ndarray
-    tokens: int
-
-
-class Ask(NamedTuple):
-    """One call to the language model. ``slot`` and ``conflict`` belong to revisions."""
-
-    kind: Kind
-    path: tuple[Values, ...]
-    segment: int = -1
-    slot: int = -1
-    conflict: tuple[int, int] = (NO_VALUE, NO_VALUE)
 
 
 class Chain(NamedTuple):
@@ -116,39 +59,6 @@ Search = Generator[list[Ask], list[Draw | Answer], Result]
 Cost = Callable[[Kind, int], int]
 
 
-@dataclass
-class _Ledger:
-    """What has been spent, and whether more may be."""
-
-    bounds: Bounds
-    clock: Callable[[], float]
-    calls: int = 0
-    tokens: int = 0
-    samples: int = 0
-    refined: int = 0
-    started: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
-
-    def allows(self, calls: int, tokens: int, samples: int = 0) -> bool:
-        late = self.bounds.deadline_s > 0 and self.clock() - self.started >= self.bounds.deadline_s
-        return (
-            not late
-            and self.calls + calls <= self.bounds.max_calls
-            and self.tokens + tokens <= self.bounds.max_tokens
-            and self.samples + samples <= self.bounds.max_samples
-        )
-
-    def charge(self, replies: Sequence[Draw | Answer], announced: int, samples: int) -> None:
-        spent = sum(reply.tokens for reply in replies)
-        if spent > announced:
-            raise ValueError(f"replies cost {spent} tokens, but at most {announced} were announced before the call")
-        self.calls += len(replies)
-        self.tokens += spent
-        self.samples += samples
-
-
 def search(
     segments: Sequence[Segment],
     thresholds: Sequence[float],
@@ -174,7 +84,7 @@ def search(
     Raises:
       ValueError: a reply breaks its contract (cost above the announced, not a distribution).
     """
-    ledger = _Ledger(bounds, clock)
+    ledger = Ledger(bounds, clock)
     slots = max(len(segment.fixed) for segment in segments)
     tree = trees.empty(1 + len(segments) * (2 * bounds.beam + 1) * bounds.candidates, slots)
     draws: dict[int, tuple[np.ndarray, ...]] = {}
@@ -265,9 +175,8 @@ def search(
             draws.update(dict.fromkeys(nodes, drawn[i].probabilities))
             children += nodes
         children.sort(key=lambda node: (-tree.log_prob[node], tree.uncertainty[node], node))
-        keep = 1 if budget else bounds.beam
-        beam = children[:keep]
-        tree = trees.mark(tree, children[keep:], reason=trees.OUTSIDE)
+        beam = children[: bounds.beam]
+        tree = trees.mark(tree, children[bounds.beam :], reason=trees.OUTSIDE)
         tree = trees.mark(tree, beam, kept=True, reason=trees.GREEDY if budget else trees.OPEN)
 
     answers: list[np.ndarray | None] = [None] * len(beam)

@@ -13,15 +13,12 @@ same bytes. Labels are not read, except for the aggregate base rate of the train
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scaletot_jax.chains.spec import ChainSpec, load_spec
-from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.chains.spec import ChainSpec, spec_of_run
+from scaletot_jax.errors import DataError
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.profiles.split import TRAIN
@@ -35,7 +32,7 @@ from scaletot_jax.teacher.store import Store
 def teach(run: Run) -> Stage:
     """Reasons about the first ``teacher.num_profiles`` distinct profiles of the teacher split, in the order of their
     hashes."""
-    spec, settings = run_spec(run.config), run.config["teacher"]
+    spec, settings = spec_of_run(run.config), run.config["teacher"]
     stage = run.stage("teach", sections=("lm", "teacher"), needs=("prepare",), extra={"chain_spec": spec.fingerprint})
     if stage.done:
         return stage
@@ -69,20 +66,6 @@ def teach(run: Run) -> Stage:
     summary = records.summarise(spec, found, calibration, evidence, pilot_profiles=pilot_count, shortened=shortened)
     stage.finish(["pilot.json", "chains.parquet", "nodes.parquet"], summary=summary)
     return stage
-
-
-def run_spec(config: Mapping[str, Any]) -> ChainSpec:
-    """The chain specification of a run: ``lm.chain_spec``, or the built-in one of the data set's name.
-
-    Raises:
-      ConfigError: a table of one's own without ``lm.chain_spec``.
-    """
-    name = config["lm"]["chain_spec"] or config["data"]["name"]
-    if name == "parquet":
-        raise ConfigError(
-            "a table of your own needs a chain specification", where="lm.chain_spec", do="give a YAML file"
-        )
-    return load_spec(name)
 
 
 def distinct_profiles(table: pa.Table, count: int) -> pa.Table:

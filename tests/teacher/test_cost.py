@@ -7,24 +7,25 @@ import numpy as np
 import pytest
 
 from scaletot_jax.chains.spec import builtin_specs, load_spec
-from scaletot_jax.config import default_config, load_config
+from scaletot_jax.config import default_config, load_config, override
 from scaletot_jax.profiles.prepare import open_population, prepare
 from scaletot_jax.run import Run
 from scaletot_jax.teacher import questions
 from scaletot_jax.teacher.backend import Backend
 from scaletot_jax.teacher.cost import call_cost, plan_cost
+from scaletot_jax.teacher.dialogue import Ask, Segment
 from scaletot_jax.teacher.questions import CHAIN, DIRECT, Calibration, Case
-from scaletot_jax.teacher.search import Ask, Segment
 from scaletot_jax.teacher.teach import teach
 from scaletot_jax.teacher.tree import NO_VALUE
 
 
+@pytest.mark.parametrize("mode", ["trie", "full"])
 @pytest.mark.parametrize("name", builtin_specs())
-def test_no_call_costs_more_than_announced(tiny_lm, name):
+def test_no_call_costs_more_than_announced(tiny_lm, name, mode):
     spec = load_spec(name)
     stems = {slot.name: tuple(range(len(slot.stems))) for slot in spec.slots if slot.source == "scored"}
     stems.update({item: tuple(range(len(spec.answer.stems))) for item in (DIRECT, CHAIN)})
-    calibration = Calibration("trie", stems, {}, {}, {}, {})
+    calibration = Calibration(mode, stems, {}, {}, {}, {})
     backend = Backend(None, None, tiny_lm.tokenizer.encode, identity="", close=tiny_lm.tokenizer.encode("\n")[0])
     segments = tuple(
         Segment(
@@ -39,7 +40,7 @@ def test_no_call_costs_more_than_announced(tiny_lm, name):
     cost = call_cost(spec, case, calibration, backend.ids)
 
     def tokens(ask):
-        return len(backend.tree(questions.question(spec, 0, case, ask, calibration)).tokens)
+        return len(backend.tree(questions.question(spec, 0, case, ask, calibration), full=mode == "full").tokens)
 
     choices = [
         [tuple(v) for v in itertools.product(*[range(n) if f == NO_VALUE else [f] for n, f in zip(s.sizes, s.fixed)])]
@@ -61,7 +62,8 @@ def test_no_call_costs_more_than_announced(tiny_lm, name):
 
 
 def test_the_plan_is_near_what_a_run_spends(tmp_path):
-    config = load_config(line.write_recipe(tmp_path / "recipe"))
+    config = load_config(line.write_recipe(tmp_path))
+    override(config, "teacher.scoring", "trie")  # under auto, a random model may ask for a second pilot
     with Run(tmp_path / "run", config.to_dict()) as run:
         prepare(run)
         summary = teach(run).summary()
@@ -75,7 +77,7 @@ def test_the_plan_is_near_what_a_run_spends(tmp_path):
         )
     # The run's own count charges every question, stored or not; the plan counts what the model runs.
     pilot = plan["pilot"]["profiles"] * plan["pilot"]["tokens_per_profile"]
-    assert pilot == pytest.approx(summary["tokens"]["pilot"], rel=0.1)
+    assert pilot == pytest.approx(summary["tokens"]["pilot"], rel=0.2)
     assert plan["pilot"]["profiles"] * plan["pilot"]["calls_per_profile"] == summary["calls"]["pilot"]
     assert 0.3 < plan["search"]["profiles"] * plan["search"]["tokens_per_profile"] / summary["tokens"]["search"] <= 1.2
 

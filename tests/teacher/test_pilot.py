@@ -6,7 +6,7 @@ import pytest
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.teacher import calibrate, pilot
 from scaletot_jax.teacher.questions import CHAIN, DIRECT
-from scaletot_jax.teacher.scoring import Scores
+from scaletot_jax.teacher.token_tree import Scores
 
 USERS = 60
 
@@ -19,16 +19,14 @@ def scores_of(signal, noise, seed=0, stems=3):
     return signal[:, None] + bias + own
 
 
-def pilot_scores(spec, trie_noise=0.1, full_noise=0.1, stem_noise=(1, 1, 1)):
+def pilot_scores(spec, stem_noise=(1, 1, 1)):
     rng = np.random.default_rng(5)
-    out = pilot.PilotScores()
+    out = pilot.PilotScores("trie")
     sizes = {slot.name: len(slot.scored_values) for slot in spec.slots if slot.source == "scored"}
     for n, (item, size) in enumerate({DIRECT: spec.num_buckets, CHAIN: spec.num_buckets, **sizes}.items()):
-        signal = rng.normal(size=(USERS, size))
-        trie = scores_of(signal, trie_noise * np.asarray(stem_noise), seed=n)
-        full = scores_of(signal, full_noise * np.asarray(stem_noise), seed=n + 100)
+        local = scores_of(rng.normal(size=(USERS, size)), 0.1 * np.asarray(stem_noise), seed=n).astype("f4")
         for row in range(USERS):
-            out.add(item, row, [Scores(f, t) for f, t in zip(full[row].astype("f4"), trie[row].astype("f4"))])
+            out.add(item, row, [Scores(np.full_like(x, np.nan), x) for x in local[row]])
     return out
 
 
@@ -38,15 +36,19 @@ def spec():
 
 
 def decide(spec, scores, **changes):
-    settings = {"scoring": "auto", "paraphrases": 2, "quantile": 0.7, "base_rate": None, **changes}
+    settings = {"paraphrases": 2, "quantile": 0.7, "base_rate": None, **changes}
     return pilot.decide(spec, scores, **settings)
 
 
-def test_the_mode_whose_wordings_agree_is_chosen(spec):
-    assert decide(spec, pilot_scores(spec, trie_noise=0.1, full_noise=3))[0].mode == "trie"
-    assert decide(spec, pilot_scores(spec, trie_noise=3, full_noise=0.1))[0].mode == "full"
-    calibration, evidence = decide(spec, pilot_scores(spec, trie_noise=0.1, full_noise=3), scoring="full")
-    assert calibration.mode == "full" and evidence["scoring"]["by"] == "configuration"
+@pytest.mark.parametrize("better", ["trie", "full"])
+def test_the_mode_whose_wordings_agree_is_chosen(better):
+    signal = np.random.default_rng(3).normal(size=(USERS, 7))
+    noise = {"trie": 3.0, "full": 3.0, better: 0.1}
+    raw = {mode: scores_of(signal, [noise[mode]], seed=4) for mode in pilot.MODES}
+    direct = [[Scores(f, t) for f, t in zip(raw["full"][u], raw["trie"][u])] for u in range(USERS)]
+    chosen, evidence = pilot.choose_mode(direct, "auto")
+    assert chosen == better and evidence["agreement"][better] > 0.9 and evidence["profiles"] == USERS
+    assert pilot.choose_mode([], "full") == ("full", {"chosen": "full", "by": "configuration"})
 
 
 def test_the_odd_wording_is_left_out(spec):
@@ -70,7 +72,7 @@ def test_the_mean_answer_follows_the_base_rate(spec):
     scores = pilot_scores(spec)
     calibration, _ = decide(spec, scores, base_rate=base)
     for item in (DIRECT, CHAIN):
-        raw = scores.array(item, calibration.mode)[:, list(calibration.stems[item])]
+        raw = scores.array(item)[:, list(calibration.stems[item])]
         p = calibrate.pooled(raw, calibration.means[item], calibration.shifts[item])
         np.testing.assert_allclose(p.mean(0), base, atol=1e-4)
 

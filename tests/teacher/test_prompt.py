@@ -6,7 +6,7 @@ import pytest
 from scaletot_jax.chains.grammar import compile_chain
 from scaletot_jax.chains.spec import builtin_specs, load_spec
 from scaletot_jax.teacher import prompt, questions
-from scaletot_jax.teacher.search import Ask, Segment
+from scaletot_jax.teacher.dialogue import Ask, Segment
 from scaletot_jax.teacher.tree import NO_VALUE
 
 
@@ -21,18 +21,6 @@ def test_the_chain_so_far_is_what_the_student_will_write(tiny_lm, name):
     lead = prompt.encode_pieces(prompt.chain_pieces(spec, path), encode)
     assert whole[: len(lead)] == lead
     assert whole[len(lead) :] == encode(f"{spec.answer.title}:")
-
-
-def test_a_long_profile_loses_whole_lines_from_the_top(tiny_lm):
-    encode = tiny_lm.tokenizer.encode
-    text = "Region: North West\nAge: 35-44\nActivity: 7 clicks on 2 days (low)\n"
-    ids, dropped = prompt.fit_profile(text, encode, 1000)
-    assert tiny_lm.tokenizer.decode(ids) == text and dropped == 0
-    last = encode("Activity: 7 clicks on 2 days (low)\n")
-    ids, dropped = prompt.fit_profile(text, encode, len(last))
-    assert ids == last and dropped == 2
-    ids, dropped = prompt.fit_profile(text, encode, len(last) - 3)  # even one line is too long: its end is kept
-    assert ids == last[3:] and dropped == 2
 
 
 def case_of(record, *, fields=None, dropped=()):
@@ -117,7 +105,7 @@ def calibration_of(mean, entropies=(0.5,)):
 
 
 def test_a_revision_reopens_only_the_contest_and_doubts_word_order():
-    from scaletot_jax.teacher.scoring import Scores
+    from scaletot_jax.teacher.token_tree import Scores
 
     spec, case = case_of(FULL)
     k, s = slot_of(spec, "outlook")

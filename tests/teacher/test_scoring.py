@@ -9,7 +9,8 @@ import pytest
 
 from scaletot_jax.lm.head import logits
 from scaletot_jax.lm.model import forward
-from scaletot_jax.teacher.scoring import Job, Scorer, Variant, read_values, token_tree
+from scaletot_jax.teacher.scoring import Job, Scorer, padded_length
+from scaletot_jax.teacher.token_tree import Variant, read_values, token_tree
 
 INSTRUCTION = "Below is what is known about one user.\n"
 PROFILES = (
@@ -37,17 +38,18 @@ def make(lm, batch_size):
     return Scorer(lm.params, lm.config, instruction=ids(lm, INSTRUCTION), max_profile_tokens=64, batch_size=batch_size)
 
 
-def requests(lm):
+def requests(lm, full=True):
     """Three trees: single-token values; multi-token ones of which one begins another; two stems after a lead."""
     days = (" 0 days", " 1 day", " 1", " 12 days", " 2-3 days")
     close = ids(lm, CLOSE)[0]
     return [
-        token_tree((), [variant(lm, "Habit:", " daily", " weekly", " rare")], close=close),
-        token_tree((), [variant(lm, "Days:", *days)], close=close),
+        token_tree((), [variant(lm, "Habit:", " daily", " weekly", " rare")], close=close, full=full),
+        token_tree((), [variant(lm, "Days:", *days)], close=close, full=full),
         token_tree(
             ids(lm, "Context:", " settled", CLOSE),
             [variant(lm, "Active days:", *days), variant(lm, "Active weeks:", " 1", " 2", " none")],
             close=close,
+            full=full,
         ),
     ]
 
@@ -108,7 +110,8 @@ def test_packed_scores_equal_one_forward_a_value(tiny_lm, scorer):
 def test_other_rows_do_not_change_a_row(tiny_lm, scorer):
     """A profile's numbers are the same to the last bit alone, in company, in another row, and under another order."""
     trees = requests(tiny_lm)
-    profiles = [ids(tiny_lm, p) for p in PROFILES]
+    profiles = [ids(tiny_lm, p) for p in (PROFILES[0], "Region: South East\nActivity: 90 clicks\n", PROFILES[0][:-8])]
+    assert len({padded_length(len(p)) for p in profiles}) == 1 and len({len(p) for p in profiles}) == 3
     together = scorer.score(scorer.prefix(profiles), [Job(row, tree) for row in range(3) for tree in trees])
     alone = scorer.score(scorer.prefix(profiles[1:2]), [Job(0, tree) for tree in trees])
     turned = scorer.score(scorer.prefix(profiles[::-1]), [Job(row, tree) for tree in trees for row in (1, 0, 2)])
@@ -119,14 +122,16 @@ def test_other_rows_do_not_change_a_row(tiny_lm, scorer):
             np.testing.assert_array_equal(a.local, c.local)
 
 
-def test_without_the_vocabulary_the_local_scores_are_the_same(tiny_lm, scorer):
-    trees = requests(tiny_lm)
+def test_trees_for_local_sums_alone_are_shorter_and_agree(tiny_lm, scorer):
+    whole, short = requests(tiny_lm), requests(tiny_lm, full=False)
     cache = scorer.prefix([ids(tiny_lm, PROFILES[0])])
-    both = scorer.score(cache, [Job(0, tree) for tree in trees])
-    local = scorer.score(cache, [Job(0, tree) for tree in trees], full=False)
+    both = scorer.score(cache, [Job(0, tree) for tree in whole])
+    local = scorer.score(cache, [Job(0, tree) for tree in short])
+    assert len(short[2].tokens) < len(whole[2].tokens)
     for a, b in zip(both, local):
         for x, y in zip(a, b):
             np.testing.assert_allclose(x.local, y.local, atol=1e-4)
+            assert np.isnan(y.full).all()
 
 
 def test_scoring_writes_nothing_to_the_cache(tiny_lm, scorer):
@@ -137,15 +142,22 @@ def test_scoring_writes_nothing_to_the_cache(tiny_lm, scorer):
 
 
 def test_equal_beginnings_are_run_once_and_leaves_never():
-    tree = token_tree((1,), [Variant((2, 3), ((7,), (8, 9))), Variant((2, 4), ((7,), (8,)))], close=0)
+    tree = token_tree((1,), [Variant((2, 3), ((7,), (8, 9))), Variant((2, 4), ((7,), (8,)))], close=0, full=True)
     assert tree.tokens.tolist() == [1, 2, 3, 8, 4]  # no 7, no 9: they are read at their parents
     assert tree.depth.tolist() == [0, 1, 2, 3, 2]
     assert tree.ancestors[3].tolist() == [True, True, True, True, False]
     assert tree.candidates.tolist() == [[7, 8], [9, -1], [7, 8]]
 
 
+def test_what_lies_below_the_last_choice_is_left_out_of_local_trees():
+    values = ((7, 1, 1), (8, 2, 3), (8, 2, 4, 5))
+    tree = token_tree((), [Variant((9,), values)], close=0, full=False)
+    assert tree.tokens.tolist() == [9, 8, 2] and tree.nodes.tolist() == [0, 2]  # node 1 has one way to go
+    assert tree.steps[0] == (((0, 0),), ((0, 1), (1, 0)), ((0, 1), (1, 1)))
+
+
 def test_values_are_read_along_their_paths():
-    tree = token_tree((), [Variant((5,), ((1,), (1, 2), (3,)))], close=0)
+    tree = token_tree((), [Variant((5,), ((1,), (1, 2), (3,)))], close=0, full=True)
     full = np.log(np.array([[0.5, 0.1], [0.25, 0.75]]))
     first, second, third = read_values(tree, full, full)[0].full
     # "1" begins "1 2", so it must be closed: token 0 below the shared node.
@@ -154,9 +166,9 @@ def test_values_are_read_along_their_paths():
 
 def test_impossible_requests_are_refused(tiny_lm, scorer):
     with pytest.raises(ValueError, match="stem"):
-        token_tree((1,), [Variant((), ((1,), (2,)))], close=0)
+        token_tree((1,), [Variant((), ((1,), (2,)))], close=0, full=True)
     with pytest.raises(ValueError, match="same ids"):
-        token_tree((), [Variant((1,), ((1,), (1,)))], close=0)
+        token_tree((), [Variant((1,), ((1,), (1,)))], close=0, full=True)
     with pytest.raises(ValueError, match="batch"):
         scorer.prefix([(1,)] * 5)
     with pytest.raises(ValueError, match="announced"):
@@ -170,7 +182,7 @@ def test_few_programs_are_compiled(tiny_lm):
     cache = scorer.prefix([ids(tiny_lm, p) for p in PROFILES])
     close = ids(tiny_lm, CLOSE)[0]
     before = scoring._score._cache_size()
-    for length in range(1, 20):  # nineteen lengths of lead, one padded shape
-        tree = token_tree((5,) * length, [variant(tiny_lm, "Habit:", " daily", " weekly")], close=close)
+    for length in range(1, 13):  # twelve lengths of lead, one padded shape
+        tree = token_tree((5,) * length, [variant(tiny_lm, "Habit:", " daily", " weekly")], close=close, full=False)
         scorer.score(cache, [Job(0, tree)])
     assert scoring._score._cache_size() - before == 1

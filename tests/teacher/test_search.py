@@ -4,12 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from teacher import reference_search
 
 from scaletot_jax.teacher import tree as trees
-from scaletot_jax.teacher.search import Answer, Ask, Bounds, Draw, Segment, run, run_together, search, top_tuples
+from scaletot_jax.teacher.budget import Bounds
+from scaletot_jax.teacher.dialogue import Answer, Ask, Draw, Segment
+from scaletot_jax.teacher.search import run, run_together, search, top_tuples
 from scaletot_jax.teacher.tree import NO_VALUE
 
 BUCKETS = 4
@@ -68,7 +70,7 @@ bounds = st.builds(
     candidates=st.integers(1, 4),
     min_gain=st.sampled_from([0.0, 0.05, 0.5]),
     max_refined_nodes=st.integers(0, 4),
-    max_samples=st.integers(0, 50),
+    max_samples=st.integers(0, 25) | st.just(45),
     max_calls=st.integers(0, 25),
     max_tokens=st.integers(0, 300),
 )
@@ -78,6 +80,7 @@ costs = st.fixed_dictionaries(
 thresholds = st.sampled_from([0.0, 0.4, 0.6, 1.0])
 
 
+@settings(max_examples=400)
 @given(shapes, bounds, costs, thresholds, st.integers(0, 2**31), st.booleans())
 def test_no_bound_is_ever_exceeded_and_every_chain_is_valid(shape, bounds, costs, tau, seed, absurd):
     segments = segments_of(shape)
@@ -117,6 +120,7 @@ def test_the_same_scores_give_the_same_tree(shape, bounds, costs, tau, seed, abs
     assert [c.values for c in results[0].chains] == [c.values for c in results[1].chains]
 
 
+@settings(max_examples=400)
 @given(shapes, bounds, costs, thresholds, st.integers(0, 2**31))
 def test_an_independent_reference_reproduces_every_decision(shape, bounds, costs, tau, seed):
     segments = segments_of(shape)
@@ -166,6 +170,39 @@ def test_searches_in_lockstep_equal_searches_alone():
     )
     assert [[c.values for c in r.chains] for r in alone] == [[c.values for c in r.chains] for r in together]
     assert [r.calls for r in alone] == [r.calls for r in together]
+
+
+def test_equal_paths_are_ordered_by_uncertainty_then_by_number():
+    """Two paths of the same probability; the second one's next segment is surer, so its children come first."""
+    segments = segments_of([[(3, None)], [(3, None)]])
+
+    def reply(ask):
+        if ask.kind == "answer":
+            return Answer(np.ones(BUCKETS) / BUCKETS, 1)
+        u = 0.1 if ask.path == ((1,),) else 0.2
+        return Draw((np.array([0.5, 0.5, 0.0]),), u, u, u, 0, 1)
+
+    result = run(search(segments, [1.0, 1.0], Bounds(beam=3), cost=lambda kind, k: 1), reply)
+    assert [chain.values for chain in result.chains] == [((1,), (0,)), ((1,), (1,)), ((0,), (0,))]
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_scarce_revisions_go_to_the_most_uncertain_path(allowed):
+    segments = segments_of([[(4, None)], [(3, None)]])
+    asked = []
+
+    def reply(ask):
+        if ask.kind == "answer":
+            return Answer(np.ones(BUCKETS) / BUCKETS, 1)
+        if ask.kind == "revision":
+            asked.append(ask.path)
+        first = ask.segment == 0
+        u = 0.0 if first else {((0,),): 0.7, ((1,),): 0.9, ((2,),): 0.8}[ask.path]
+        return Draw((np.array([0.4, 0.3, 0.3, 0.0]) if first else np.array([0.6, 0.4, 0.0]),), u, u, u, 0, 1)
+
+    limits = Bounds(beam=3, max_refined_nodes=allowed)
+    run(search(segments, [0.5, 0.5], limits, cost=lambda kind, k: 1), reply)
+    assert asked == [((1,),), ((2,),)][:allowed]
 
 
 def scripted(u_before, u_after, p_after):

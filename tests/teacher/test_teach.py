@@ -11,6 +11,7 @@ import pytest
 
 from scaletot_jax.chains.grammar import compile_chain
 from scaletot_jax.chains.parser import parse
+from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.config import load_config, override
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.lm.load import load_model
@@ -19,7 +20,7 @@ from scaletot_jax.run import Run, read_json
 from scaletot_jax.teacher import teach as stage_module
 from scaletot_jax.teacher.scoring import Scorer
 from scaletot_jax.teacher.store import Store
-from scaletot_jax.teacher.teach import run_spec, teach
+from scaletot_jax.teacher.teach import teach
 
 ARTIFACTS = ("pilot.json", "chains.parquet", "nodes.parquet")
 
@@ -64,7 +65,7 @@ def chains_of(workdir):
 
 
 def test_every_chain_can_be_written_and_read_by_the_grammar(taught, recipe):
-    spec = run_spec(load_config(recipe).to_dict())
+    spec = spec_of_run(load_config(recipe).to_dict())
     tokenizer = load_model(load_config(recipe).lm.weights).tokenizer
     compiled = compile_chain(spec, tokenizer.encode, tokenizer.eos_id)
     rows = chains_of(taught)
@@ -115,11 +116,10 @@ def test_nodes_and_pilot_tell_the_story(taught):
         assert 0 <= node["entropy"] <= 1 and 0 <= node["disagreement"] <= 1
     assert any(node["refined"] for node in nodes)
     assert pilot["profiles"] == 16
-    assert set(pilot["evidence"]["scoring"]["mean_agreement"]) == {"trie", "full"}
     assert all(
         {"effect", "share", "passed"} <= set(v) or "skipped" in v for v in pilot["evidence"]["polarity"].values()
     )
-    chosen = max(pilot["evidence"]["scoring"]["mean_agreement"].items(), key=lambda item: item[1])[0]
+    chosen = max(pilot["evidence"]["scoring"]["agreement"].items(), key=lambda item: item[1])[0]
     assert pilot["calibration"]["mode"] == chosen == summary["scoring"]
     assert summary["funnel"]["profiles"] == 24 and summary["calls"]["most"] <= 24
     dropped = pilot["calibration"]["dropped"]
@@ -232,4 +232,4 @@ def test_bad_specifications_are_refused(prepared, recipe, tmp_path):
     with pytest.raises(DataError, match="free-text slot"):
         teach_in(workdir, recipe, lm__chain_spec=spec)
     with pytest.raises(ConfigError, match="chain specification"):
-        run_spec({"lm": {"chain_spec": ""}, "data": {"name": "parquet"}})
+        spec_of_run({"lm": {"chain_spec": ""}, "data": {"name": "parquet"}})

@@ -1,0 +1,53 @@
+"""What the search and the language model say to each other: questions about one profile, and the replies."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from scaletot_jax.teacher.tree import NO_VALUE
+
+Values = tuple[int, ...]  # one value index a slot of a segment
+Kind = Literal["segment", "revision", "answer"]
+
+
+class Segment(NamedTuple):
+    """One segment of one profile. ``fixed``: per slot the value decided by rule, or NO_VALUE where it is to be judged;
+    ``unknown``: per slot the index of "unknown"; ``sizes``: per slot the number of values."""
+
+    fixed: Values
+    unknown: Values
+    sizes: Values
+
+    @property
+    def scored(self) -> bool:
+        return NO_VALUE in self.fixed
+
+
+class Draw(NamedTuple):
+    """Reply to a segment or a revision: per slot a distribution over its values, and how uncertain the node is."""
+
+    probabilities: tuple[np.ndarray, ...]
+    entropy: float
+    disagreement: float
+    uncertainty: float
+    focus: int  # the slot a revision would ask about
+    tokens: int
+
+
+class Answer(NamedTuple):
+    """Reply to an answer: a distribution over the buckets."""
+
+    probabilities: np.ndarray
+    tokens: int
+
+
+class Ask(NamedTuple):
+    """One call to the language model. ``slot`` and ``conflict`` belong to revisions."""
+
+    kind: Kind
+    path: tuple[Values, ...]
+    segment: int = -1
+    slot: int = -1
+    conflict: tuple[int, int] = (NO_VALUE, NO_VALUE)
