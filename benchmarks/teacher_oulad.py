@@ -1,4 +1,4 @@
-"""Does the teacher order people? Spearman and RPS of its answers on OULAD, label-blind but for the base rate.
+"""Does the teacher order people? Spearman of its expected bucket and RPS on OULAD, label-blind but for the base rate.
 
     SCALETOT_DATA=<folder with oulad/users.parquet> python benchmarks/teacher_oulad.py [--quick] [--direct-only]
 
@@ -27,7 +27,8 @@ from scaletot_jax.datasets.load import load
 from scaletot_jax.evaluation.metrics import rps, spearman
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.profiles.render import Renderer
-from scaletot_jax.teacher import questions
+from scaletot_jax.teacher import calibrate, questions
+from scaletot_jax.teacher.backend import stack
 from scaletot_jax.teacher.reasoner import Reasoner
 from scaletot_jax.teacher.records import answers
 from scaletot_jax.teacher.store import Store
@@ -103,7 +104,7 @@ def measure(count: int, seed: int, weights: str, direct_only: bool, folder: Path
         out["tokens_run_per_profile"] = reasoner.backend.scorer.tokens / count
         out["tokens_run_with_padding_per_profile"] = reasoner.backend.scorer.padded / count
     for name, p in found.items():
-        out[f"spearman_{name}"] = float(spearman(label, p @ spec.bucket_value))
+        out[f"spearman_{name}"] = float(spearman(label, p @ np.arange(spec.num_buckets)))
         out[f"rps_{name}"] = float(rps(bucket, p))
     out["rps_base_rate"] = float(rps(bucket, np.tile(base, (count, 1))))
     columns = {f.name: users[f.name].cast(pa.float64()).fill_null(0.0).to_numpy() for f in fields if f.kind == "number"}
@@ -116,9 +117,6 @@ def measure(count: int, seed: int, weights: str, direct_only: bool, folder: Path
 
 def direct_answers(reasoner: Reasoner, profiles, base) -> np.ndarray:
     """The calibrated direct answers [users, Kb], without any chain."""
-    from scaletot_jax.teacher import calibrate
-    from scaletot_jax.teacher.backend import stack
-
     raw: dict[str, np.ndarray] = {}
     for members in reasoner.batches(profiles):
         batch = reasoner.backend.open([p.ids for p in members])
@@ -127,7 +125,7 @@ def direct_answers(reasoner: Reasoner, profiles, base) -> np.ndarray:
             raw[member.key] = stack(scores, "trie")
     scores = np.stack([raw[p.key] for p in profiles])
     mean = calibrate.pilot_mean(scores)
-    return calibrate.pooled(scores, mean, calibrate.base_rate_shift(scores, mean, base))
+    return calibrate.pooled(scores, mean, np.log(base))
 
 
 def print_result(out: dict[str, float], count: int) -> None:

@@ -51,7 +51,7 @@ def default_config() -> ConfigDict:
     config.teacher = ConfigDict()
     config.teacher.num_profiles = 2000  # distinct profiles reasoned about, drawn from the teacher split
     config.teacher.pilot_profiles = 500  # label-blind pilot, the first of them
-    config.teacher.batch_size = 8
+    config.teacher.batch_size = 16  # profiles searched in lockstep and committed together
     config.teacher.answer = "pooled"  # the stored soft label: direct | chain | pooled
     config.teacher.base_rate = True  # shift the mean answer to the aggregate base rate of the training rows
     config.teacher.scoring = "auto"  # auto (the pilot decides) | trie | full

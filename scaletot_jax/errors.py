@@ -46,6 +46,10 @@ class StaleRunError(ScaleToTError):
     exit_code = 4
 
 
+class OutdatedStageError(StaleRunError):
+    """A finished stage was built on another state of a stage before it."""
+
+
 class ResourceError(ScaleToTError):
     """The machine ran out of something: disk, memory, time or budget."""
 

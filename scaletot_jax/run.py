@@ -1,7 +1,7 @@
 """The run directory: one folder a stage, written atomically, resumed by fingerprint.
 
 A stage's folder is trusted only through its ``stage.json``, which is written last and lists every artifact with its
-SHA-256. The fingerprint covers the configuration the stage reads, the fingerprints of the stages it builds on, and
+SHA-256. The fingerprint covers the configuration the stage reads, the results of the stages it builds on, and
 :data:`FORMAT`; a stage whose fingerprint matches is not run again, a stage of another configuration is refused with
 the difference shown. A process holds an exclusive lock on the directory, which the kernel drops when it dies.
 """
@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from scaletot_jax.errors import DataError, ResourceError, StaleRunError
+from scaletot_jax.errors import DataError, OutdatedStageError, ResourceError, StaleRunError
 
 FORMAT = 1  # raise it when a stage's artifacts change shape or meaning
 STAGES = ("prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report")
@@ -175,7 +175,7 @@ class Stage:
     Attributes:
       directory: the folder, which exists.
       done: whether a finished result of this very configuration lies there.
-      fingerprint: hash of configuration and upstream fingerprints; partial work carries it too.
+      fingerprint: hash of the configuration it reads and of the results it builds on.
     """
 
     def __init__(self, name: str, directory: Path, identity: dict[str, Any]):
@@ -190,6 +190,25 @@ class Stage:
     def summary(self) -> dict[str, Any]:
         """What the finished stage said of itself."""
         return read_json(self.path("stage.json"))["summary"]
+
+    @property
+    def result(self) -> str:
+        """Hash of what the finished stage is and what it wrote; stages after it carry it in their identity."""
+        record = read_json(self.path("stage.json"))
+        return fingerprint({"fingerprint": self.fingerprint, "artifacts": record["artifacts"]})
+
+    def check_artifacts(self) -> None:
+        """Raises StaleRunError if an artifact is not what was recorded."""
+        for name, entry in read_json(self.path("stage.json"))["artifacts"].items():
+            artifact = self.path(name)
+            if not artifact.exists() or sha256_file(artifact) != entry["sha256"]:
+                raise StaleRunError(
+                    f"an artifact of the finished stage '{self.name}' is missing or was changed",
+                    where=str(artifact),
+                    why="its SHA-256 is not the recorded one",
+                    do=f"delete {self.directory} and run the same command again; stages after it rerun only if the "
+                    "new result differs, and then want --on-change=redo",
+                )
 
     def finish(self, artifacts: Sequence[str], summary: Mapping[str, Any] | None = None) -> None:
         """Records the stage as done. ``artifacts``: file names in the folder, hashed now and checked at every reuse."""
@@ -217,14 +236,14 @@ class Run:
       config: the whole configuration as a nested mapping (``ConfigDict.to_dict()``).
       on_change: ``"refuse"`` (default) raises StaleRunError when a stage's folder holds work of another configuration;
         ``"redo"`` removes that folder and does the stage again.
-      lock: readers (``plan``, ``view``) pass False.
+      lock: a reader of a finished run passes False.
     """
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any], *, on_change: str = "refuse", lock: bool = True):
         self.workdir = Path(workdir)
         self.config = dict(config)
         self.on_change = on_change
-        self._stages: dict[str, Stage] = {}
+        self._finished: dict[str, Stage] = {}
         self._lock_file: IO[str] | None = None
         with _disk_errors(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
@@ -245,6 +264,9 @@ class Run:
                 do="wait for it to end, stop it, or choose another --workdir",
             ) from error
         self._lock_file = handle
+        # What a killed process left behind; nobody else can be at work here.
+        for leftover in [*self.workdir.rglob(".*.tmp"), *self.workdir.glob(".*.old")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._lock_file is not None:
@@ -272,31 +294,63 @@ class Run:
         identity = {
             "format": FORMAT,
             "config": flatten({key: self._section(key) for key in sections}),
-            "needs": {need: self.finished(need).fingerprint for need in needs},
+            "needs": {need: self.finished(need).result for need in needs},
             "extra": extra,
         }
         identity = json.loads(json.dumps(identity, default=_plain))
         stage = Stage(name, self.workdir / name, identity)
         self._check_owner(stage)
         stage.done = self._is_done(stage)
-        self._stages[name] = stage
+        self._finished.pop(name, None)
         return stage
 
     def finished(self, name: str) -> Stage:
-        """The finished stage ``name``, or StaleRunError that says to run it first."""
+        """The finished stage ``name``, as this run's configuration and the stages before it would have it.
+
+        Raises:
+          StaleRunError: it is not finished, was done with another configuration, or an artifact was changed.
+          OutdatedStageError: a stage it was built on, or one before that, has been done again with another result.
+        """
+        if name in self._finished:
+            return self._finished[name]
         path = self.workdir / name / "stage.json"
-        if name in self._stages and self._stages[name].done:
-            return self._stages[name]
         if not path.exists():
             raise StaleRunError(
                 f"stage '{name}' is not finished",
                 where=str(self.workdir / name),
                 do=f"run 'scaletot {name}' with the same --config and --workdir first, or 'scaletot run' for the whole line",
             )
-        record = read_json(path)
-        stage = Stage(name, self.workdir / name, record["identity"])
+        stage = Stage(name, self.workdir / name, read_json(path)["identity"])
+        now = json.loads(json.dumps(flatten(self.config), default=_plain))
+        before = stage.identity["config"]
+        changed = {key: now[key] for key in before if key in now and now[key] != before[key]}
+        if changed:
+            raise StaleRunError(
+                f"stage '{name}' was done with another configuration",
+                where=str(stage.directory),
+                why="changed: " + _difference({key: before[key] for key in changed}, changed),
+                do="use the configuration of that stage, another --workdir, or 'scaletot run --on-change=redo'",
+            )
+        for need, result in stage.identity["needs"].items():
+            if self.finished(need).result != result:
+                raise OutdatedStageError(
+                    f"stage '{name}' was built on another state of '{need}'",
+                    where=str(stage.directory),
+                    do=f"run 'scaletot {name} --on-change=redo', or 'scaletot run --on-change=redo' for the whole line",
+                )
+        stage.check_artifacts()
         stage.done = True
+        self._finished[name] = stage
         return stage
+
+    def discard(self, name: str) -> None:
+        """Removes the folder of a stage in one step: a kill in the middle leaves nothing that looks like work."""
+        folder = self.workdir / name
+        if folder.exists():
+            aside = self.workdir / f".{name}.{os.getpid()}.old"
+            os.rename(folder, aside)
+            sync_directory(self.workdir)
+            shutil.rmtree(aside, ignore_errors=True)
 
     def _section(self, key: str) -> Any:
         value: Any = self.config
@@ -320,7 +374,7 @@ class Run:
                         do="use another --workdir, restore the old values, or pass --on-change=redo to do this stage "
                         "and those after it again",
                     )
-                shutil.rmtree(stage.directory)
+                self.discard(stage.name)
         write_json(owner, stage.identity)
 
     def _is_done(self, stage: Stage) -> bool:
@@ -333,15 +387,7 @@ class Run:
             return False
         if record.get("fingerprint") != stage.fingerprint:
             return False
-        for name, entry in record["artifacts"].items():
-            artifact = stage.path(name)
-            if not artifact.exists() or sha256_file(artifact) != entry["sha256"]:
-                raise StaleRunError(
-                    f"an artifact of the finished stage '{stage.name}' is missing or was changed",
-                    where=str(artifact),
-                    why="its SHA-256 is not the recorded one",
-                    do=f"delete {stage.directory} and run the same command again; only this stage and those after it rerun",
-                )
+        stage.check_artifacts()
         return True
 
 

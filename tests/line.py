@@ -44,6 +44,7 @@ def get_config():
     config.score.shard_rows = 150
     config.head.seeds = 2
     config.head.steps = 60
+    config.head.penalties = (1e-2, 1e-1)
     config.head.width = 8
     config.evaluate.bootstrap = 100
     config.report.chains = 2

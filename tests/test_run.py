@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaletot_jax import run as run_module
-from scaletot_jax.errors import DataError, ResourceError, StaleRunError
+from scaletot_jax.errors import DataError, OutdatedStageError, ResourceError, StaleRunError
 from scaletot_jax.run import Run, StepLog, flatten, read_arrays, read_json, read_steps, write_arrays, write_json
 
 CONFIG = {"seed": 0, "data": {"name": "synthetic", "limit": 5}, "sft": {"epochs": 1}}
@@ -57,9 +57,63 @@ def test_a_stage_depends_on_the_fingerprint_of_those_before(tmp_path):
     with Run(tmp_path, CONFIG) as run:
         first = finish_prepare(run)
         stage = run.stage("sft", sections=("sft",), needs=("prepare",))
-        assert stage.identity["needs"] == {"prepare": first.fingerprint}
+        assert stage.identity["needs"] == {"prepare": first.result}
         with pytest.raises(StaleRunError, match="'teach' is not finished"):
             run.stage("osipo", sections=("sft",), needs=("teach",))
+
+
+def finish_sft(run, content):
+    stage = run.stage("sft", sections=("sft",), needs=("prepare",))
+    write_json(stage.path("adapter.json"), content)
+    stage.finish(["adapter.json"])
+
+
+def test_a_single_verb_sees_that_a_stage_before_it_was_done_with_another_configuration(tmp_path):
+    with Run(tmp_path, CONFIG) as run:
+        finish_prepare(run)
+        finish_sft(run, 1)
+    with (
+        Run(tmp_path, {**CONFIG, "seed": 1}) as run,
+        pytest.raises(StaleRunError, match=r"'prepare' was done .*another"),
+    ):
+        run.stage("osipo", sections=("sft",), needs=("sft",))
+
+
+def test_a_stage_built_on_an_older_result_is_not_trusted(tmp_path):
+    with Run(tmp_path, CONFIG) as run:
+        finish_prepare(run)
+        finish_sft(run, 1)
+    with Run(tmp_path, CONFIG) as run:
+        run.discard("prepare")
+        stage = run.stage("prepare", sections=("seed", "data"))
+        write_json(stage.path("rows.json"), ["other bytes, same configuration"])
+        stage.finish(["rows.json"])
+        with pytest.raises(OutdatedStageError, match="'sft' was built on another state of 'prepare'"):
+            run.stage("osipo", sections=("sft",), needs=("sft",))
+        with pytest.raises(StaleRunError, match=r"needs\.prepare"):
+            run.stage("sft", sections=("sft",), needs=("prepare",))
+
+
+def test_a_changed_artifact_of_an_earlier_stage_stops_a_single_verb(tmp_path):
+    with Run(tmp_path, CONFIG) as run:
+        finish_prepare(run)
+    (tmp_path / "prepare" / "rows.json").write_text("[1, 3]")
+    with Run(tmp_path, CONFIG) as run, pytest.raises(StaleRunError, match=r"rows\.json"):
+        run.stage("sft", sections=("sft",), needs=("prepare",))
+
+
+def test_a_stage_is_discarded_in_one_step(tmp_path, monkeypatch):
+    """Killed while deleting: nothing is left under the stage's name, and the next process sweeps up."""
+    with Run(tmp_path, CONFIG) as run:
+        finish_prepare(run)
+        monkeypatch.setattr(run_module.shutil, "rmtree", lambda *_, **__: None)  # as if killed here
+        run.discard("prepare")
+    assert not (tmp_path / "prepare").exists() and list(tmp_path.glob(".prepare.*.old"))
+    monkeypatch.undo()
+    (tmp_path / "score").mkdir()
+    (tmp_path / "score" / ".part-00000.parquet.77.tmp").write_text("half")
+    with Run(tmp_path, CONFIG):
+        assert not list(tmp_path.glob(".*.old")) and not list(tmp_path.rglob(".*.tmp"))
 
 
 def test_partial_work_of_another_configuration_is_refused(tmp_path):

@@ -33,6 +33,7 @@ from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage, StepLog, read_json, read_table, write_json, write_table
 from scaletot_jax.student.policy import Student, load_student
 from scaletot_jax.student.states import reasoning_states
+from scaletot_jax.teacher.identity import identity_of_model
 
 PROBE_PROFILES = 512  # distill-split profiles whose states are read at every candidate layer
 MIN_PROBE = 30  # fewer say nothing about a layer
@@ -45,7 +46,12 @@ def distill(run: Run) -> Stage:
     Resumable: states a block at a time, training a checkpoint at a time, bit for bit. The summary holds the evidence of
     transfer by segment, on profiles of held-out groups.
     """
-    stage = run.stage("distill", sections=("seed", "distill"), needs=("prepare", "teach", "sft", "osipo"))
+    stage = run.stage(
+        "distill",
+        sections=("seed", "lm", "student", "distill"),
+        needs=("prepare", "teach", "sft", "osipo"),
+        extra=identity_of_model(run.config),
+    )
     if stage.done:
         return stage
     settings, seed = run.config["distill"], run.config["seed"]

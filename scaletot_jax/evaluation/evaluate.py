@@ -31,7 +31,7 @@ from scaletot_jax.encoder.score import compile_embedding, embed_rows, read_embed
 from scaletot_jax.errors import DataError
 from scaletot_jax.evaluation import comparison
 from scaletot_jax.evaluation.comparison import DEFINITIONS, LOWER_IS_BETTER, Predictions, Rows, Target
-from scaletot_jax.evaluation.split_audit import audit_splits, audit_time, audit_training
+from scaletot_jax.evaluation.split_audit import UNSEEN, audit_splits, audit_time, audit_training
 from scaletot_jax.evaluation.verdict import verdict
 from scaletot_jax.profiles.features import Features
 from scaletot_jax.profiles.prepare import Population, open_population
@@ -59,8 +59,8 @@ def evaluate(run: Run) -> Stage:
     """
     stage = run.stage(
         "evaluate",
-        sections=("seed", "head", "evaluate", "split.time_forward"),
-        needs=("prepare", "teach", "distill", "score"),
+        sections=("seed", "head", "evaluate", "data.profile_fields", "split.time_forward"),
+        needs=("prepare", "teach", "sft", "osipo", "distill", "score"),
     )
     if stage.done:
         return stage
@@ -142,15 +142,17 @@ def _audit(run: Run, population: Population, groups: np.ndarray) -> dict[str, An
     table = population.table
     split = _strings(table, "split")
     members = audit_splits(groups, split)
-    chains = read_table(run.finished("teach").path("chains.parquet"), columns=["exact_key"])["exact_key"].to_pylist()
-    reasoned = np.isin(_strings(table, "exact_key").astype(str), np.array(sorted(set(chains)), str))
-    distilled = read_table(run.finished("distill").path("profiles.parquet"), columns=["group", "row"])
-    stated = np.asarray(distilled["group"].to_pylist(), object)
-    if (groups[distilled["row"].to_numpy()] != stated).any():
-        raise DataError("distill/profiles.parquet does not belong to this population", where=str(run.workdir))
-    # Whoever shares a reasoned profile in the teacher split may have lent it chain, label or state.
-    trained = set(groups[reasoned & (split == "teacher")]) | set(stated)
-    audit: dict[str, Any] = {"groups": members, "trained_groups": audit_training(trained, groups, split), "overlap": 0}
+    trained: set[str] = set()
+    for stage, name in (("teach", "profiles"), ("osipo", "users"), ("distill", "profiles")):  # as those stages wrote it
+        path = run.finished(stage).path(f"{name}.parquet")
+        used = read_table(path, columns=["group", "row"])
+        stated = np.asarray(used["group"].to_pylist(), object)
+        if (groups[used["row"].to_numpy()] != stated).any():
+            raise DataError("a list of trained users does not belong to this population", where=str(path))
+        trained |= set(stated)
+    count = audit_training(trained, groups, split)
+    overlap = len(trained & set(groups[np.isin(split.astype(str), UNSEEN)]))
+    audit: dict[str, Any] = {"groups": members, "trained_groups": count, "overlap": overlap}
     if population.schema.snapshot and run.config["split"]["time_forward"]:
         snapshots = table["snapshot"].to_numpy(zero_copy_only=False).astype("datetime64[D]")
         audit["days_between_training_labels_and_evaluation"] = audit_time(

@@ -6,7 +6,6 @@ read. An artifact whose bytes are not the recorded ones, or a stage done with an
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections import Counter
@@ -18,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from scaletot_jax.errors import DataError, StaleRunError
+from scaletot_jax.chains.spec import ChainSpec, spec_of_run
+from scaletot_jax.errors import OutdatedStageError, ScaleToTError, StaleRunError
 from scaletot_jax.evaluation.cards import REPLACED, Card
 from scaletot_jax.evaluation.examples import example_cards
-from scaletot_jax.run import STAGES, Run, Stage, flatten, read_json, read_steps, read_table, sha256_file
+from scaletot_jax.run import STAGES, Run, Stage, read_json, read_steps, read_table, sha256_file
 
 READ = STAGES[:-1]
 PACKAGES = (
@@ -75,32 +75,14 @@ def usable_stages(run: Run) -> tuple[dict[str, Stage], dict[str, str]]:
     """
     usable: dict[str, Stage] = {}
     missing: dict[str, str] = {}
-    config = json.loads(json.dumps(flatten(run.config), default=str))
     for name in READ:
         if not (run.workdir / name / "stage.json").exists():
             missing[name] = "not finished"
             continue
-        stage = run.finished(name)
-        changed = [
-            key for key, value in stage.identity.get("config", {}).items() if key in config and config[key] != value
-        ]
-        if changed:
-            raise StaleRunError(
-                f"stage '{name}' was done with another configuration",
-                where=str(stage.directory),
-                why="changed: "
-                + ", ".join(f"{key}: {stage.identity['config'][key]!r} -> {config[key]!r}" for key in changed),
-                do="report with the configuration of the run, or run 'scaletot run --on-change=redo'",
-            )
-        old = [
-            need
-            for need, mark in stage.identity.get("needs", {}).items()
-            if need not in usable or usable[need].fingerprint != mark
-        ]
-        if old:
-            missing[name] = f"built on another state of '{old[0]}'; run it again"
-            continue
-        usable[name] = stage
+        try:
+            usable[name] = run.finished(name)
+        except OutdatedStageError as error:
+            missing[name] = f"{error.what}; run it again"
     return usable, missing
 
 
@@ -262,14 +244,12 @@ def _cards(run: Run, prepare: Stage | None, chains: Any, nodes: Any) -> list[Car
     population = _checked(prepare, "population.parquet") if prepare else None
     renderer = _json(prepare, "renderer.json")
     count = run.config["report"]["chains"]
-    return example_cards(chains, nodes, population, renderer, chain_spec(run.config), count)
+    return example_cards(chains, nodes, population, renderer, _spec(run.config), count)
 
 
-def chain_spec(config: Mapping[str, Any]) -> Any:
-    """The chain specification, for names of segments and buckets; None where it cannot be told."""
-    from scaletot_jax.chains.spec import load_spec
-
+def _spec(config: Mapping[str, Any]) -> ChainSpec | None:
+    """The chain specification, for names of segments and buckets; None where it is gone: the page then shows numbers."""
     try:
-        return load_spec(config["lm"]["chain_spec"] or config["data"]["name"])
-    except DataError:
+        return spec_of_run(config)
+    except ScaleToTError:
         return None

@@ -8,7 +8,6 @@ give equal bytes. The report is made anew whenever a stage has changed; it holds
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def report(run: Run) -> Stage:
     try:
         stage = run.stage("report", sections=config_sections, needs=needs, extra=extra)
     except StaleRunError:  # of other stages, or damaged: there is nothing in it to lose
-        shutil.rmtree(run.workdir / "report", ignore_errors=True)
+        run.discard("report")
         stage = run.stage("report", sections=config_sections, needs=needs, extra=extra)
     material = None
     beside = {name: run.workdir / name for name in ("config.json", "env.json", "metrics.json")}

@@ -97,19 +97,25 @@ def load_model(name: str | Path) -> LoadedLM:
     if path.is_dir():
         config, params = load_directory(path)
         tokenizer = Tokenizer.from_directory(path)
-        files = [path / "config.json", *weight_files(path), path / "tokenizer.json"]
     else:
         file = GGUFFile(path)
         config, params = load_gguf(file)
         tokenizer = Tokenizer.from_gguf(file)
-        files = [path]
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             "the tokenizer does not belong to the weights",
             where=str(path),
             why=f"it has {tokenizer.vocab_size} ids, the embedding has {config.vocab_size} rows",
         )
-    return LoadedLM(config, jax.tree.map(jnp.asarray, params), tokenizer, _fingerprint(files))
+    return LoadedLM(config, jax.tree.map(jnp.asarray, params), tokenizer, fingerprint(path))
+
+
+def fingerprint(name: str | Path) -> str:
+    """SHA-256 of the files of a model, without loading it: what a stage that reads the weights must depend on."""
+    path = resolve(name)
+    if path.is_dir():
+        return _fingerprint([path / "config.json", *weight_files(path), path / "tokenizer.json"])
+    return _fingerprint([path])
 
 
 def _fingerprint(files: list[Path]) -> str:

@@ -4,8 +4,8 @@ Every update draws prompts from a seeded permutation of the labelled rows of the
 current policy, and calls :func:`scaletot_jax.student.osipo_step.osipo_step`. Rollouts depend on the update's number and
 the request alone, so a restart from any checkpoint repeats them bit by bit.
 
-Writes ``adapter.safetensors`` (the policy), ``reward.safetensors`` (the reward model), ``steps.jsonl`` and
-``scores.json``.
+Writes ``adapter.safetensors`` (the policy), ``reward.safetensors`` (the reward model), ``users.parquet`` (whose labels
+it learnt from), ``steps.jsonl`` and ``scores.json``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.parallel.compile import ShardedStep, shard_step
@@ -24,7 +25,7 @@ from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, StepLog, read_json, read_steps
+from scaletot_jax.run import Run, Stage, StepLog, read_json, read_steps, write_table
 from scaletot_jax.student.adapter import Adapter, adamw, save_adapter, start
 from scaletot_jax.student.data import batches
 from scaletot_jax.student.examples import Examples
@@ -36,6 +37,7 @@ from scaletot_jax.student.policy import ROLLOUT_STREAM, Student, load_student
 from scaletot_jax.student.rollout import Rollouts, request_keys, sample_chains
 from scaletot_jax.student.sft import load_examples
 from scaletot_jax.student.sft_step import SFTBatch
+from scaletot_jax.teacher.identity import identity_of_model
 
 MIN_OUTCOME_VARIANCE = 1e-4  # mean variance within a user below which there is nothing to learn from
 MAX_VALIDITY_LOSS = 0.05
@@ -43,7 +45,12 @@ MAX_VALIDITY_LOSS = 0.05
 
 def osipo(run: Run) -> Stage:
     """Runs the updates and scores the student on held-out users."""
-    stage = run.stage("osipo", sections=("seed", "lm", "student", "mesh", "osipo"), needs=("prepare", "teach", "sft"))
+    stage = run.stage(
+        "osipo",
+        sections=("seed", "lm", "student", "mesh", "osipo"),
+        needs=("prepare", "teach", "sft"),
+        extra=identity_of_model(run.config),
+    )
     if stage.done:
         return stage
     population = open_population(run)
@@ -51,6 +58,8 @@ def osipo(run: Run) -> Stage:
     users = labelled_rows(population, "teacher", student.spec, student.tokenizer, student.max_profile_tokens)
     examples = load_examples(run, population, student)
     with jax.set_mesh(make_mesh(**run.config["mesh"])):
+        trained = population.table.take(pa.array(users.rows)).select(["row", "group"])
+        write_table(stage.path("users.parquet"), trained)
         policy, reward, stopped = train(run, stage, student, users, examples)
         save_adapter(stage.path("adapter.safetensors"), policy)
         save_adapter(stage.path("reward.safetensors"), reward)
@@ -68,7 +77,8 @@ def osipo(run: Run) -> Stage:
             f"{MIN_OUTCOME_VARIANCE:.0e}): the updates had no signal to learn from",
             file=sys.stderr,
         )
-    stage.finish(["adapter.safetensors", "reward.safetensors", "steps.jsonl", "scores.json"], summary)
+    artifacts = ["adapter.safetensors", "reward.safetensors", "users.parquet", "steps.jsonl", "scores.json"]
+    stage.finish(artifacts, summary)
     return stage
 
 

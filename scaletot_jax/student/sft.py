@@ -27,12 +27,14 @@ from scaletot_jax.student.held_out import held_out_scores
 from scaletot_jax.student.loop import keep, resume
 from scaletot_jax.student.policy import Student, build_student, check_layers, shorten
 from scaletot_jax.student.sft_step import SFTBatch, sft_step
+from scaletot_jax.teacher.identity import identity_of_model
 
 
 def sft(run: Run) -> Stage:
     """Trains the adapter on ``teach/chains.parquet`` and scores the student on held-out users."""
     sections = ("seed", "lm", "student", "mesh", "sft", "osipo.eval_profiles", "osipo.eval_chains")
-    stage = run.stage("sft", sections=sections, needs=("prepare", "teach"))
+    extra = identity_of_model(run.config)
+    stage = run.stage("sft", sections=sections, needs=("prepare", "teach"), extra=extra)
     if stage.done:
         return stage
     population = open_population(run)

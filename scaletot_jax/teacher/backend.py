@@ -52,8 +52,11 @@ class Backend:
 
     def tree(self, question: Question, *, full: bool) -> TokenTree:
         """The question as a packed tree; ``full`` as in :func:`token_tree`."""
-        variants = [Variant(self.ids(w.pieces), tuple(self.ids((v,)) for v in w.values)) for w in question.wordings]
-        return token_tree(self.ids(question.lead), variants, close=self.close, full=full)
+        variants = [
+            Variant(self.ids((*question.lead, *wording.pieces)), tuple(self.ids((value,)) for value in wording.values))
+            for wording in question.wordings
+        ]
+        return token_tree(variants, close=self.close, full=full)
 
     def open(self, profiles: Sequence[Sequence[int]]) -> Batch:
         """Up to B profiles, as ids."""
@@ -72,22 +75,24 @@ class Batch:
         """Scores of every wording of every question, and the tokens of the question's tree.
 
         Args:
+          questions: about profiles of this batch.
           full: whether sums over the vocabulary are wanted, which take longer trees.
 
-        A question is computed whole or read whole, so its cost is the same whether it was stored or not.
+        Returns:
+          One pair a question. The tokens are the same whether it was stored or computed, so that what is left of a
+          profile's budget does not depend on what came before.
         """
-        backend = self._backend
-        keys = [[self._key(q, wording, full) for wording in q.wordings] for q in questions]
-        trees = [backend.tree(q, full=full) for q in questions]
-        contents = [self._known(row) for row in keys]
+        trees = [self._backend.tree(question, full=full) for question in questions]
+        contents = [self._known(question, full) for question in questions]
         missing = [i for i, known in enumerate(contents) if known is None]
         if missing:
+            scorer = self._backend.scorer
             if self._prefixes is None:
-                self._prefixes = backend.scorer.prefix(self._profiles)
-            computed = backend.scorer.score(self._prefixes, [Job(questions[i].profile, trees[i]) for i in missing])
+                self._prefixes = scorer.prefix(self._profiles)
+            computed = scorer.score(self._prefixes, [Job(questions[i].profile, trees[i]) for i in missing])
             for i, scores in zip(missing, computed):
                 contents[i] = [pack_scores(*score) for score in scores]
-                self._fresh.update(zip(keys[i], contents[i] or ()))
+                self._fresh.update(zip(self._keys(questions[i], full), contents[i] or ()))
         return [
             ([Scores(*unpack_scores(content)) for content in known or ()], len(tree.tokens))
             for known, tree in zip(contents, trees)
@@ -99,21 +104,20 @@ class Batch:
             self._backend.store.put({**self._fresh, **(extra or {})})
         self._fresh = {}
 
-    def _known(self, keys: Sequence[str]) -> list[bytes] | None:
-        """The contents of all ``keys``, or None if any is missing."""
-        contents = []
-        for key in keys:
-            content = self._fresh.get(key) or self._backend.store.get(key)
-            if content is None:
-                return None
-            contents.append(content)
-        return contents
+    def _known(self, question: Question, full: bool) -> list[bytes] | None:
+        """What is known of all wordings of a question, or None if any is missing. Full scores hold the local ones."""
+        for wider in (full, True):
+            keys = self._keys(question, wider)
+            found = [self._fresh.get(key) or self._backend.store.get(key) for key in keys]
+            contents = [content for content in found if content is not None]
+            if len(contents) == len(keys):
+                return contents
+        return None
 
-    def _key(self, question: Question, wording: Wording, full: bool) -> str:
-        profile = self._profiles[question.profile]
-        return content_key(
-            "full" if full else "local", self._backend.identity, profile, question.lead, wording.pieces, wording.values
-        )
+    def _keys(self, question: Question, full: bool) -> list[str]:
+        kind, profile = "full" if full else "local", self._profiles[question.profile]
+        common = (kind, self._backend.identity, profile, question.lead)
+        return [content_key(*common, wording.pieces, wording.values) for wording in question.wordings]
 
 
 def stack(scores: Sequence[Scores], mode: str) -> np.ndarray:

@@ -41,7 +41,8 @@ def pooled(log_probs: ArrayLike, mean: ArrayLike, shift: ArrayLike = 0.0) -> Arr
     """One distribution from all stems: the normalised geometric mean of :func:`by_stem`, [..., J, V] to [..., V].
 
     Args:
-      shift: [V] added log-weights, e.g. from :func:`base_rate_shift`.
+      shift: [V] added log-weights. Calibrated distributions suppose every value equally common; the log of an aggregate
+        base rate makes it their prior instead, p ∝ calibrated · base, without touching the odds between users.
     """
     scores = np.asarray(log_probs, np.float64) - np.asarray(mean, np.float64)
     return softmax(scores.mean(-2) + shift)
@@ -99,23 +100,6 @@ def agreement(log_probs: ArrayLike, mean: ArrayLike) -> float:
         for j in range(i)
     ]
     return float(np.mean(pairs))
-
-
-def base_rate_shift(log_probs: ArrayLike, mean: ArrayLike, base_rate: ArrayLike, *, rounds: int = 50) -> Array:
-    """Log-weights [V] that make the pilot's mean distribution equal an aggregate base rate.
-
-    Fixed-point iteration s ← s + ln(base / mean_u p_u(s)). Only the aggregate of the labels enters: no user's label
-    touches that user's distribution.
-
-    Args:
-      log_probs: [users, J, V]; mean: [J, V]; base_rate: [V] positive, sums to 1.
-    """
-    target = np.log(np.asarray(base_rate, np.float64))
-    shift = np.zeros_like(target)
-    for _ in range(rounds):
-        shift = shift + target - np.log(np.maximum(pooled(log_probs, mean, shift).mean(0), 1e-12))
-        shift = shift - shift.mean()
-    return shift
 
 
 def pool_answers(direct: ArrayLike, chain: ArrayLike) -> Array:

@@ -111,7 +111,7 @@ def plan_cost(
 
 def _tree_tokens(wordings: Sequence[Wording], ids: Ids, full: bool) -> int:
     variants = [Variant(ids(w.pieces), tuple(ids((v,)) for v in w.values)) for w in wordings]
-    return len(token_tree((), variants, close=-1, full=full).tokens)
+    return len(token_tree(variants, close=-1, full=full).tokens)
 
 
 def _revision_tokens(slot: SlotSpec, stems: Sequence[int], evidence: str, ids: Ids, full: bool) -> int:

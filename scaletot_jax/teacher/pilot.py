@@ -10,7 +10,7 @@ within its batch), the answer both from the bare profile and after that chain. F
 * polarity: forcing a field to its low and high value must move an ordered slot the stated way, else it is dropped;
 * the threshold τ of each segment: a quantile of the pilot's own uncertainties.
 
-Labels enter nowhere, except that the aggregate base rate of the training rows may set the mean of the answers.
+Labels enter nowhere, except that the aggregate base rate of the training rows may be the answers' prior.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from scaletot_jax.teacher.tree import NO_VALUE
 
 MODES = ("trie", "full")
 MODE_PROFILES = 64  # pilot profiles whose direct answer is scored both ways
+MODE_MARGIN = 0.05  # by which full-vocabulary sums must agree better: their trees are twice as long
 
 
 @dataclass
@@ -119,8 +120,9 @@ def choose_mode(direct: Sequence[Sequence[Scores]], scoring: str) -> tuple[str, 
         return scoring, {"chosen": scoring, "by": "configuration"}
     arrays = {mode: np.stack([stack(scores, mode) for scores in direct]) for mode in MODES}
     agreement = {mode: calibrate.agreement(a, calibrate.pilot_mean(a)) for mode, a in arrays.items()}
-    chosen = max(MODES, key=lambda mode: agreement[mode])  # a tie goes to the first, trie
-    return chosen, {"chosen": chosen, "by": "agreement", "agreement": agreement, "profiles": len(direct)}
+    chosen = "full" if agreement["full"] - agreement["trie"] >= MODE_MARGIN else "trie"
+    evidence = {"agreement": agreement, "margin": MODE_MARGIN, "profiles": len(direct)}
+    return chosen, {"chosen": chosen, "by": "agreement", **evidence}
 
 
 def choose_wordings(pilot: PilotScores, count: int) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
@@ -165,11 +167,7 @@ def decide(
     stems, wording_evidence = choose_wordings(pilot, paraphrases)
     arrays = {item: pilot.array(item)[:, list(stems[item])] for item in pilot.scores}
     means = {item: calibrate.pilot_mean(scores) for item, scores in arrays.items()}
-    shifts = {}
-    for item in (DIRECT, CHAIN):
-        shifts[item] = np.zeros(spec.num_buckets)
-        if base_rate is not None:
-            shifts[item] = calibrate.base_rate_shift(arrays[item], means[item], base_rate)
+    prior = np.zeros(spec.num_buckets) if base_rate is None else np.log(np.asarray(base_rate, np.float64))
 
     entropies: dict[str, np.ndarray] = {}
     thresholds: dict[str, float] = {}
@@ -197,7 +195,7 @@ def decide(
                 "entropy_quartiles": np.quantile(sample, (0.25, 0.5, 0.75)).tolist(),
                 "above_threshold": float((u > thresholds[segment.name]).mean()),
             }
-    calibration = Calibration(pilot.mode, stems, means, shifts, entropies, thresholds, frozenset(dropped))
+    calibration = Calibration(pilot.mode, stems, means, prior, entropies, thresholds, frozenset(dropped))
     report = {
         "wordings": wording_evidence,
         "thresholds": evidence,

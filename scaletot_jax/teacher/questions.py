@@ -31,7 +31,7 @@ class Calibration:
       mode: ``trie`` or ``full``.
       stems: item (a slot's name or an answer) -> indices of the wordings used.
       means: item -> [J, V] mean log-probabilities of those wordings in the pilot.
-      shifts: answer -> [Kb] log-weights that move the pilot's mean answer to the base rate.
+      prior: [Kb] log base rate of the answer's buckets, or zeros.
       entropies: segment -> sorted pilot entropies.
       thresholds: segment -> τ.
       dropped: slots that failed the polarity test; always unknown.
@@ -40,7 +40,7 @@ class Calibration:
     mode: str
     stems: Mapping[str, tuple[int, ...]]
     means: Mapping[str, np.ndarray]
-    shifts: Mapping[str, np.ndarray]
+    prior: np.ndarray
     entropies: Mapping[str, np.ndarray]
     thresholds: Mapping[str, float]
     dropped: frozenset[str] = frozenset()
@@ -50,7 +50,7 @@ class Calibration:
             "mode": self.mode,
             "stems": {name: list(stems) for name, stems in self.stems.items()},
             "means": {name: mean.tolist() for name, mean in self.means.items()},
-            "shifts": {name: shift.tolist() for name, shift in self.shifts.items()},
+            "prior": self.prior.tolist(),
             "entropies": {name: values.tolist() for name, values in self.entropies.items()},
             "thresholds": dict(self.thresholds),
             "dropped": sorted(self.dropped),
@@ -64,7 +64,13 @@ class Calibration:
         stems = {name: tuple(stems) for name, stems in value["stems"].items()}
         dropped = frozenset(value["dropped"])
         return cls(
-            value["mode"], stems, arrays("means"), arrays("shifts"), arrays("entropies"), value["thresholds"], dropped
+            value["mode"],
+            stems,
+            arrays("means"),
+            np.asarray(value["prior"], np.float64),
+            arrays("entropies"),
+            value["thresholds"],
+            dropped,
         )
 
 
@@ -248,7 +254,7 @@ def answer_reply(scores: Sequence[Scores], calibration: Calibration, *, chain: b
     """The calibrated answer."""
     item = CHAIN if chain else DIRECT
     raw = stack(scores, calibration.mode)
-    return Answer(calibrate.pooled(raw, calibration.means[item], calibration.shifts[item]), tokens)
+    return Answer(calibrate.pooled(raw, calibration.means[item], calibration.prior), tokens)
 
 
 def _draw(spec, k, probabilities, measures, calibration, tokens) -> Draw:

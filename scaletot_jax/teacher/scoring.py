@@ -3,7 +3,7 @@
 Token trees (:mod:`scaletot_jax.teacher.token_tree`) are packed into rows under an ancestor mask and run over cached
 prefixes: the instruction is run once, each profile once, and scoring writes nothing to the cache.
 
-Shapes are fixed: B rows a call, tokens padded to multiples of 16, so few programs are compiled; and the layers are
+Shapes are fixed: so many rows a call, tokens padded to multiples of 16, so few programs are compiled; and the layers are
 scanned, so that each compiles in a second (calls are long enough to hide the copy of a layer's weights, which would
 hurt a decoding loop). Padding and the other rows of a batch do not change a row; a job's shape depends on the job alone.
 """
@@ -23,6 +23,7 @@ from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.head import candidate_log_probs
 from scaletot_jax.teacher.token_tree import Scores, TokenTree, read_values
 
+_ROWS = 4  # rows of a call: enough work for the processor, few enough that the last call of a step wastes little
 _UNIT = 16  # token and node counts are padded to multiples of this
 _ALTERNATIVES = 8  # and alternatives to multiples of this
 _CHUNK = 64  # rows whose logits over the vocabulary exist at a time
@@ -57,7 +58,7 @@ class Scorer:
       params, config: the model, layers stacked.
       instruction: ids of the fixed first part; run once.
       max_profile_tokens: most tokens of a profile.
-      batch_size: B, rows of every call; missing rows are padding.
+      batch_size: B, most profiles whose prefixes are held at once.
 
     Attributes:
       calls, tokens, padded: programs run, real tokens run (without the instruction's), and tokens with padding.
@@ -82,29 +83,33 @@ class Scorer:
         longest = max(map(len, profiles))
         if longest > self._longest:
             raise ValueError(f"a profile of {longest} tokens, but at most {self._longest} were announced")
-        length = padded_length(longest)
-        tokens = np.zeros((self.batch_size, length), np.int32)
-        valid = np.zeros((self.batch_size, length), bool)
-        for i, ids in enumerate(profiles):
-            tokens[i, : len(ids)] = ids
-            valid[i, : len(ids)] = True
-        self._count(sum(map(len, profiles)), length)
-        return _extend(self._params, self._config, self._instruction, tokens, valid, self._slots)
+        length, parts = padded_length(longest), []
+        for start in range(0, len(profiles), _ROWS):
+            tokens = np.zeros((_ROWS, length), np.int32)
+            valid = np.zeros((_ROWS, length), bool)
+            for i, ids in enumerate(profiles[start : start + _ROWS]):
+                tokens[i, : len(ids)] = ids
+                valid[i, : len(ids)] = True
+            parts.append(_extend(self._params, self._config, self._instruction, tokens, valid, self._slots))
+            self._count(int(valid.sum()), valid.size)
+        unused = round_up(self.batch_size, _ROWS) // _ROWS - len(parts)  # one shape, however many profiles there are
+        parts += [jax.tree.map(jnp.zeros_like, parts[0])] * unused
+        return _join(parts)
 
     def score(self, prefixes: Prefixes, jobs: Sequence[Job]) -> list[list[Scores]]:
-        """Scores every job, in order; jobs of the same padded shape share calls of B rows."""
+        """Scores every job, in order; jobs of the same padded shape share calls."""
         out: list[list[Scores]] = [[] for _ in jobs]
         shapes = [_shape(job.tree) for job in jobs]
         for shape in sorted(set(shapes)):
             members = [i for i, s in enumerate(shapes) if s == shape]
-            for start in range(0, len(members), self.batch_size):
-                chunk = members[start : start + self.batch_size]
+            for start in range(0, len(members), _ROWS):
+                chunk = members[start : start + _ROWS]
                 for i, scores in zip(chunk, self._run(prefixes, [jobs[i] for i in chunk], shape)):
                     out[i] = scores
         return out
 
     def _run(self, prefixes: Prefixes, jobs: Sequence[Job], shape: tuple[int, int, int, bool]) -> list[list[Scores]]:
-        batch, (length, rows, width, full) = self.batch_size, shape
+        batch, (length, rows, width, full) = _ROWS, shape
         take = np.zeros(batch, np.int32)
         tokens = np.zeros((batch, length), np.int32)
         depth = np.zeros((batch, length), np.int32)
@@ -115,15 +120,15 @@ class Scorer:
             t, (r, a) = len(tree.tokens), tree.candidates.shape
             take[i], tokens[i, :t], depth[i, :t], mask[i, :t, :t] = row, tree.tokens, tree.depth, tree.ancestors
             nodes[i, :r], candidates[i, :r, :a] = tree.nodes, tree.candidates
-        self._count(sum(len(job.tree.tokens) for job in jobs), length)
+        self._count(sum(len(job.tree.tokens) for job in jobs), batch * length)
         arrays = (take, tokens, depth, mask, nodes, candidates)
         sums, local = (np.asarray(x) for x in _score(self._params, self._config, prefixes, *arrays, full))
         return [read_values(job.tree, sums[i], local[i]) for i, job in enumerate(jobs)]
 
-    def _count(self, tokens: int, length: int) -> None:
+    def _count(self, tokens: int, padded: int) -> None:
         self.calls += 1
         self.tokens += tokens
-        self.padded += self.batch_size * length
+        self.padded += padded
 
 
 def padded_length(tokens: int) -> int:
@@ -140,6 +145,14 @@ def _shape(tree: TokenTree) -> tuple[int, int, int, bool]:
     """Padded (T, R, A) and whether the vocabulary is needed: what selects the compiled program."""
     rows, width = tree.candidates.shape
     return padded_length(len(tree.tokens)), round_up(rows, _UNIT), round_up(width, _ALTERNATIVES), tree.full
+
+
+@jax.jit
+def _join(parts):
+    """Prefixes of several calls as one."""
+    keys, values = (jnp.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
+    valid, seen = (jnp.concatenate([part[i] for part in parts]) for i in (2, 3))
+    return Prefixes(keys, values, valid, seen)
 
 
 @partial(jax.jit, static_argnames=("config", "slots"))

@@ -5,6 +5,7 @@ Writes
     pilot.json      what the pilot decided, each decision with its evidence
     chains.parquet  one row per profile and rank: values, slot distributions, direct, chain-conditioned and stored answer
     nodes.parquet   one row per node of each profile's search tree
+    profiles.parquet the rows and groups that were reasoned about, for the audit
     store.sqlite    raw scores and finished searches by content; a run replays from it (not an artifact)
 
 Profiles go in fixed batches, each committed whole, so a killed run continues at the batch in flight and ends with the
@@ -25,6 +26,7 @@ from scaletot_jax.profiles.split import TRAIN
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage, write_json, write_table
 from scaletot_jax.teacher import records
+from scaletot_jax.teacher.identity import identity_of_model
 from scaletot_jax.teacher.reasoner import Reasoner
 from scaletot_jax.teacher.store import Store
 
@@ -33,7 +35,7 @@ def teach(run: Run) -> Stage:
     """Reasons about the first ``teacher.num_profiles`` distinct profiles of the teacher split, in the order of their
     hashes."""
     spec, settings = spec_of_run(run.config), run.config["teacher"]
-    stage = run.stage("teach", sections=("lm", "teacher"), needs=("prepare",), extra={"chain_spec": spec.fingerprint})
+    stage = run.stage("teach", sections=("lm", "teacher"), needs=("prepare",), extra=identity_of_model(run.config))
     if stage.done:
         return stage
     population = open_population(run)
@@ -63,8 +65,9 @@ def teach(run: Run) -> Stage:
     keys = [profile.key for profile in profiles]
     write_table(stage.path("chains.parquet"), records.chains_table(spec, keys, found, settings["answer"], base_rate))
     write_table(stage.path("nodes.parquet"), records.nodes_table(spec, keys, found))
+    write_table(stage.path("profiles.parquet"), chosen.select(["exact_key", "row", "group"]))
     summary = records.summarise(spec, found, calibration, evidence, pilot_profiles=pilot_count, shortened=shortened)
-    stage.finish(["pilot.json", "chains.parquet", "nodes.parquet"], summary=summary)
+    stage.finish(["pilot.json", "chains.parquet", "nodes.parquet", "profiles.parquet"], summary=summary)
     return stage
 
 

@@ -1,4 +1,4 @@
-"""A request as a packed tree of tokens: the chain so far, one branch a stem, and the stem's values as a trie.
+"""Requests as a packed tree of tokens: one branch a wording (chain so far, then the stem), and its values as a trie.
 
 A value's last token is never run: its log-probability is read at its parent. Two sums along a value's path are of use:
 
@@ -20,7 +20,8 @@ Ids = tuple[int, ...]
 
 
 class Variant(NamedTuple):
-    """One wording: the stem's ids, and each value's ids."""
+    """One wording: ids of all that stands between the profile and the value (chain so far, notes, stem), and each value's
+    ids."""
 
     stem: Ids
     values: tuple[Ids, ...]
@@ -55,11 +56,10 @@ class Scores(NamedTuple):
     local: np.ndarray
 
 
-def token_tree(lead: Sequence[int], variants: Sequence[Variant], *, close: int, full: bool) -> TokenTree:
-    """Packs a lead and its variants.
+def token_tree(variants: Sequence[Variant], *, close: int, full: bool) -> TokenTree:
+    """Packs variants into one tree.
 
     Args:
-      lead: ids between the profile and the stems (chain so far, notes); may be empty.
       variants: stems with their values; equal beginnings are run once.
       close: id that ends a value which is the beginning of another one ("1" and "1 day"), so that both have a leaf.
       full: keep what the sums over the vocabulary need.
@@ -81,7 +81,6 @@ def token_tree(lead: Sequence[int], variants: Sequence[Variant], *, close: int, 
             parent = index[key]
         return parent
 
-    end = walk(-1, lead)
     nodes: list[int] = []
     candidates: list[list[int]] = []
     steps = []
@@ -91,7 +90,7 @@ def token_tree(lead: Sequence[int], variants: Sequence[Variant], *, close: int, 
         if len(variant.values) < 2 or len(set(variant.values)) < len(variant.values):
             raise ValueError("a stem needs at least two values, and no two with the same ids")
         paths = [_closed(ids, variant.values, close) for ids in variant.values]
-        root = walk(end, variant.stem)
+        root = walk(-1, variant.stem)
         rows: dict[Ids, int] = {}  # beginning of a value -> r; per variant, as another stem's branch is no alternative
         places = []
         for ids in paths:

@@ -34,6 +34,7 @@ def config(rows: int = 600, **overrides):
     made.score.shard_rows = 150
     made.head.seeds = 2
     made.head.steps = 100
+    made.head.penalties = (1e-2,)
     made.head.width = 8
     made.evaluate.bootstrap = 100
     for key, value in overrides.items():
@@ -47,12 +48,16 @@ def open_run(workdir: Path, **overrides) -> Run:
     run = Run(workdir, config(**overrides).to_dict())
     prepare(run)
     table = open_population(run).table
-    taught = table.filter(pc.equal(table["split"], "teacher"))["exact_key"].to_pylist()[:60]
+    teachers = table.filter(pc.equal(table["split"], "teacher"))
+    taught = teachers["exact_key"].to_pylist()[:60]
     stage = run.stage("teach", sections=("seed",), needs=("prepare",))
     write_table(stage.path("chains.parquet"), pa.table({"exact_key": taught, "rank": [0] * len(taught)}))
-    stage.finish(["chains.parquet"])
-    for name, need in (("sft", "teach"), ("osipo", "sft")):
-        run.stage(name, sections=("seed",), needs=("prepare", need)).finish([])
+    write_table(stage.path("profiles.parquet"), teachers.slice(0, 60).select(["exact_key", "row", "group"]))
+    stage.finish(["chains.parquet", "profiles.parquet"])
+    run.stage("sft", sections=("seed",), needs=("prepare", "teach")).finish([])
+    stage = run.stage("osipo", sections=("seed",), needs=("prepare", "sft"))
+    write_table(stage.path("users.parquet"), teachers.select(["row", "group"]))
+    stage.finish(["users.parquet"])
     return run
 
 
@@ -102,6 +107,7 @@ class MadeUpStudent:
     def install(self, monkeypatch) -> MadeUpStudent:
         from scaletot_jax.encoder import distill
 
+        monkeypatch.setattr(distill, "identity_of_model", lambda config: {"weights": "made up"})
         monkeypatch.setattr(distill, "load_student", self.load)
         monkeypatch.setattr(distill, "reasoning_states", self.states)
         return self

@@ -43,7 +43,7 @@ def scored(distilled, whole):
         path.unlink()
     for name, data in whole.items():
         (folder / name).write_bytes(data)
-    distilled._stages.pop("score", None)
+    distilled._finished.pop("score", None)
     return folder
 
 
@@ -156,7 +156,7 @@ def test_any_schedule_of_kills_ends_in_the_same_bytes(distilled, whole, stops):
     for path in list(folder.rglob("*")):
         path.unlink()
     for name, count in stops:
-        distilled._stages.pop("score", None)
+        distilled._finished.pop("score", None)
         with pytest.MonkeyPatch.context() as patch:
             real, calls = getattr(stage_module, name), [0]
 
@@ -169,7 +169,7 @@ def test_any_schedule_of_kills_ends_in_the_same_bytes(distilled, whole, stops):
             patch.setattr(stage_module, name, stopping)
             with contextlib.suppress(Killed):
                 again(distilled)
-    distilled._stages.pop("score", None)
+    distilled._finished.pop("score", None)
     again(distilled)
     assert files(folder) == whole
 

@@ -83,16 +83,16 @@ def test_again_gives_the_same_bytes(evaluated):
     before = {name: stage.path(name).read_bytes() for name in ("metrics.json", "predictions.parquet")}
     assert stage_module.evaluate(run).done
     stage.path("stage.json").unlink()
-    run._stages.pop("evaluate")
     stage = stage_module.evaluate(run)
     assert {name: stage.path(name).read_bytes() for name in before} == before
 
 
-def test_a_distilled_test_user_is_refused(evaluated):
-    """The planted leak: one group of the test split among the distilled profiles."""
+@pytest.mark.parametrize("used", ["teach/profiles.parquet", "osipo/users.parquet", "distill/profiles.parquet"])
+def test_a_test_user_that_was_trained_on_is_refused(evaluated, used):
+    """The planted leak: one group of the test split among those that were reasoned about, rewarded or distilled."""
     run, *_ = evaluated
     population = open_population(run)
-    path = run.workdir / "distill" / "profiles.parquet"
+    path = run.workdir / used
     original = path.read_bytes()
     split, groups = population.table["split"].to_pylist(), population.table["group"].to_pylist()
     leak = split.index("test")

@@ -340,7 +340,7 @@ def test_a_stage_built_on_an_older_one_is_not_reported(tmp_path):
     with Run(tmp_path / "run", run.config) as run:
         report(run)
     missing = json.loads((run.workdir / "metrics.json").read_text())["missing"]
-    assert missing["distill"] == "built on another state of 'osipo'; run it again"
+    assert missing["distill"] == "stage 'distill' was built on another state of 'osipo'; run it again"
     assert set(missing) == {"distill", "score", "evaluate"}
 
 

@@ -68,16 +68,13 @@ def test_agreement_sees_order_not_sharpness():
     assert calibrate.agreement(constant, calibrate.pilot_mean(constant)) == 0
 
 
-def test_the_shift_makes_the_mean_answer_the_base_rate():
+def test_the_base_rate_is_a_prior():
     rng = np.random.default_rng(1)
     scores = rng.normal(size=(80, 2, 4)) * 2
     mean, base = calibrate.pilot_mean(scores), np.array([0.6, 0.25, 0.1, 0.05])
-    shift = calibrate.base_rate_shift(scores, mean, base)
-    shifted = calibrate.pooled(scores, mean, shift)
-    np.testing.assert_allclose(shifted.mean(0), base, atol=1e-6)
-    plain = calibrate.pooled(scores, mean)  # log-odds between users are untouched
-    odds = np.log(shifted[:, 0] / shifted[:, 1]) - np.log(plain[:, 0] / plain[:, 1])
-    np.testing.assert_allclose(odds, odds[0])
+    plain, shifted = calibrate.pooled(scores, mean), calibrate.pooled(scores, mean, np.log(base))
+    np.testing.assert_allclose(shifted, plain * base / (plain * base).sum(-1, keepdims=True))
+    np.testing.assert_allclose(calibrate.pooled(mean, mean, np.log(base)), base)  # who is average gets the base rate
 
 
 def test_pooled_answers_are_the_geometric_mean():

@@ -25,7 +25,7 @@ def test_no_call_costs_more_than_announced(tiny_lm, name, mode):
     spec = load_spec(name)
     stems = {slot.name: tuple(range(len(slot.stems))) for slot in spec.slots if slot.source == "scored"}
     stems.update({item: tuple(range(len(spec.answer.stems))) for item in (DIRECT, CHAIN)})
-    calibration = Calibration(mode, stems, {}, {}, {}, {})
+    calibration = Calibration(mode, stems, {}, np.zeros(7), {}, {})
     backend = Backend(None, None, tiny_lm.tokenizer.encode, identity="", close=tiny_lm.tokenizer.encode("\n")[0])
     segments = tuple(
         Segment(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scaletot_jax.chains.spec import load_spec
-from scaletot_jax.teacher import calibrate, pilot
+from scaletot_jax.teacher import pilot
 from scaletot_jax.teacher.questions import CHAIN, DIRECT
 from scaletot_jax.teacher.token_tree import Scores
 
@@ -48,6 +48,9 @@ def test_the_mode_whose_wordings_agree_is_chosen(better):
     direct = [[Scores(f, t) for f, t in zip(raw["full"][u], raw["trie"][u])] for u in range(USERS)]
     chosen, evidence = pilot.choose_mode(direct, "auto")
     assert chosen == better and evidence["agreement"][better] > 0.9 and evidence["profiles"] == USERS
+    close = {"trie": raw["full"], "full": raw["full"] + 0.01 * raw["trie"]}
+    direct = [[Scores(f, t) for f, t in zip(close["full"][u], close["trie"][u])] for u in range(USERS)]
+    assert pilot.choose_mode(direct, "auto")[0] == "trie"  # no clear winner: the cheaper one
     assert pilot.choose_mode([], "full") == ("full", {"chosen": "full", "by": "configuration"})
 
 
@@ -67,14 +70,10 @@ def test_thresholds_are_quantiles_of_the_pilots_own_uncertainty(spec):
         assert calibration.thresholds["habit"] == 1.0  # a fact has no uncertainty to exceed
 
 
-def test_the_mean_answer_follows_the_base_rate(spec):
+def test_the_base_rate_becomes_the_answers_prior(spec):
     base = np.array([0.3, 0.2, 0.2, 0.1, 0.1, 0.06, 0.04])
-    scores = pilot_scores(spec)
-    calibration, _ = decide(spec, scores, base_rate=base)
-    for item in (DIRECT, CHAIN):
-        raw = scores.array(item)[:, list(calibration.stems[item])]
-        p = calibrate.pooled(raw, calibration.means[item], calibration.shifts[item])
-        np.testing.assert_allclose(p.mean(0), base, atol=1e-4)
+    np.testing.assert_allclose(np.exp(decide(spec, pilot_scores(spec), base_rate=base)[0].prior), base)
+    assert not decide(spec, pilot_scores(spec))[0].prior.any()
 
 
 def test_polarity_passes_only_what_moves_the_right_way():

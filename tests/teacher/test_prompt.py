@@ -98,7 +98,7 @@ def calibration_of(mean, entropies=(0.5,)):
         mode="trie",
         stems={"outlook": (0, 1)},
         means={"outlook": np.asarray(mean, float)},
-        shifts={},
+        prior=np.zeros(7),
         entropies={"outlook": np.asarray(entropies)},
         thresholds={"outlook": 0.5},
     )

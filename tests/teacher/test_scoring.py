@@ -26,7 +26,7 @@ def ids(lm, *pieces):
 
 
 def variant(lm, stem, *values):
-    return Variant(ids(lm, stem), tuple(ids(lm, value) for value in values))
+    return Variant(ids(lm, *stem), tuple(ids(lm, value) for value in values))
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +38,23 @@ def make(lm, batch_size):
     return Scorer(lm.params, lm.config, instruction=ids(lm, INSTRUCTION), max_profile_tokens=64, batch_size=batch_size)
 
 
-def requests(lm, full=True):
-    """Three trees: single-token values; multi-token ones of which one begins another; two stems after a lead."""
+def wordings(lm):
+    """Three requests: single-token values; multi-token ones of which one begins another; three stems, two beginnings."""
     days = (" 0 days", " 1 day", " 1", " 12 days", " 2-3 days")
-    close = ids(lm, CLOSE)[0]
+    weeks = (" 1", " 2", " none")
     return [
-        token_tree((), [variant(lm, "Habit:", " daily", " weekly", " rare")], close=close, full=full),
-        token_tree((), [variant(lm, "Days:", *days)], close=close, full=full),
-        token_tree(
-            ids(lm, "Context:", " settled", CLOSE),
-            [variant(lm, "Active days:", *days), variant(lm, "Active weeks:", " 1", " 2", " none")],
-            close=close,
-            full=full,
-        ),
+        [variant(lm, ["Habit:"], " daily", " weekly", " rare")],
+        [variant(lm, ["Days:"], *days)],
+        [
+            variant(lm, ["Context:", " settled", CLOSE, "Active days:"], *days),
+            variant(lm, ["Context:", " settled", CLOSE, "Active weeks:"], *weeks),
+            variant(lm, ["Context:", " couple", CLOSE, "Active weeks:"], *weeks),
+        ],
     ]
+
+
+def requests(lm, full=True):
+    return [token_tree(variants, close=ids(lm, CLOSE)[0], full=full) for variants in wordings(lm)]
 
 
 @partial(jax.jit, static_argnums=1)
@@ -59,13 +62,13 @@ def _logits(params, config, tokens, valid):
     return logits(params, config, forward(params, config, tokens, valid=valid).hidden)
 
 
-def plain(lm, prefix, lead, wording, close):
+def plain(lm, prefix, wording, close):
     """Log-probabilities of each value by one forward pass a value, over the vocabulary and over the trie's alternatives."""
     sums: dict[str, list[float]] = {"full": [], "local": []}
     for value in wording.values:
         shadowed = any(o != value and o[: len(value)] == value for o in wording.values)
         path = (*value, close) if shadowed else value
-        tokens = (*prefix, *lead, *wording.stem, *path)
+        tokens = (*prefix, *wording.stem, *path)
         padded = jnp.zeros((1, 96), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens))  # one compiled program
         valid = jnp.arange(96)[None] < len(tokens)
         scores = np.asarray(_logits(lm.params, lm.config, padded, valid), np.float64)[0]
@@ -88,20 +91,11 @@ def test_packed_scores_equal_one_forward_a_value(tiny_lm, scorer):
     cache = scorer.prefix([ids(tiny_lm, p) for p in PROFILES])
     jobs = [Job(row, tree) for row in range(3) for tree in trees]
     scored = scorer.score(cache, jobs)
-    days = (" 0 days", " 1 day", " 1", " 12 days", " 2-3 days")
-    wordings = [
-        ((), [variant(tiny_lm, "Habit:", " daily", " weekly", " rare")]),
-        ((), [variant(tiny_lm, "Days:", *days)]),
-        (
-            ids(tiny_lm, "Context:", " settled", CLOSE),
-            [variant(tiny_lm, "Active days:", *days), variant(tiny_lm, "Active weeks:", " 1", " 2", " none")],
-        ),
-    ]
     for i, job in enumerate(jobs):
-        lead, variants = wordings[i % 3]
+        variants = wordings(tiny_lm)[i % 3]
         prefix = ids(tiny_lm, INSTRUCTION, PROFILES[job.row])
         for got, wording in zip(scored[i], variants, strict=True):
-            want = plain(tiny_lm, prefix, lead, wording, close)
+            want = plain(tiny_lm, prefix, wording, close)
             np.testing.assert_allclose(got.full, want["full"], atol=2e-4)
             np.testing.assert_allclose(got.local, want["local"], atol=2e-4)
             assert np.exp(got.local.astype(float)).sum() == pytest.approx(1, abs=1e-5)  # an exact distribution
@@ -142,7 +136,7 @@ def test_scoring_writes_nothing_to_the_cache(tiny_lm, scorer):
 
 
 def test_equal_beginnings_are_run_once_and_leaves_never():
-    tree = token_tree((1,), [Variant((2, 3), ((7,), (8, 9))), Variant((2, 4), ((7,), (8,)))], close=0, full=True)
+    tree = token_tree([Variant((1, 2, 3), ((7,), (8, 9))), Variant((1, 2, 4), ((7,), (8,)))], close=0, full=True)
     assert tree.tokens.tolist() == [1, 2, 3, 8, 4]  # no 7, no 9: they are read at their parents
     assert tree.depth.tolist() == [0, 1, 2, 3, 2]
     assert tree.ancestors[3].tolist() == [True, True, True, True, False]
@@ -151,13 +145,13 @@ def test_equal_beginnings_are_run_once_and_leaves_never():
 
 def test_what_lies_below_the_last_choice_is_left_out_of_local_trees():
     values = ((7, 1, 1), (8, 2, 3), (8, 2, 4, 5))
-    tree = token_tree((), [Variant((9,), values)], close=0, full=False)
+    tree = token_tree([Variant((9,), values)], close=0, full=False)
     assert tree.tokens.tolist() == [9, 8, 2] and tree.nodes.tolist() == [0, 2]  # node 1 has one way to go
     assert tree.steps[0] == (((0, 0),), ((0, 1), (1, 0)), ((0, 1), (1, 1)))
 
 
 def test_values_are_read_along_their_paths():
-    tree = token_tree((), [Variant((5,), ((1,), (1, 2), (3,)))], close=0, full=True)
+    tree = token_tree([Variant((5,), ((1,), (1, 2), (3,)))], close=0, full=True)
     full = np.log(np.array([[0.5, 0.1], [0.25, 0.75]]))
     first, second, third = read_values(tree, full, full)[0].full
     # "1" begins "1 2", so it must be closed: token 0 below the shared node.
@@ -166,9 +160,9 @@ def test_values_are_read_along_their_paths():
 
 def test_impossible_requests_are_refused(tiny_lm, scorer):
     with pytest.raises(ValueError, match="stem"):
-        token_tree((1,), [Variant((), ((1,), (2,)))], close=0, full=True)
+        token_tree([Variant((), ((1,), (2,)))], close=0, full=True)
     with pytest.raises(ValueError, match="same ids"):
-        token_tree((), [Variant((1,), ((1,), (1,)))], close=0, full=True)
+        token_tree([Variant((1,), ((1,), (1,)))], close=0, full=True)
     with pytest.raises(ValueError, match="batch"):
         scorer.prefix([(1,)] * 5)
     with pytest.raises(ValueError, match="announced"):
@@ -182,7 +176,7 @@ def test_few_programs_are_compiled(tiny_lm):
     cache = scorer.prefix([ids(tiny_lm, p) for p in PROFILES])
     close = ids(tiny_lm, CLOSE)[0]
     before = scoring._score._cache_size()
-    for length in range(1, 13):  # twelve lengths of lead, one padded shape
-        tree = token_tree((5,) * length, [variant(tiny_lm, "Habit:", " daily", " weekly")], close=close, full=False)
+    for length in range(1, 17):  # sixteen lengths, one padded shape
+        tree = token_tree([Variant((5,) * length, ((6,), (7,)))], close=close, full=False)
         scorer.score(cache, [Job(0, tree)])
     assert scoring._score._cache_size() - before == 1

@@ -16,7 +16,7 @@ from scaletot_jax.config import load_config, override
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.profiles.prepare import prepare
-from scaletot_jax.run import Run, read_json
+from scaletot_jax.run import Run, read_json, sha256_file, write_json
 from scaletot_jax.teacher import teach as stage_module
 from scaletot_jax.teacher.scoring import Scorer
 from scaletot_jax.teacher.store import Store
@@ -119,7 +119,8 @@ def test_nodes_and_pilot_tell_the_story(taught):
     assert all(
         {"effect", "share", "passed"} <= set(v) or "skipped" in v for v in pilot["evidence"]["polarity"].values()
     )
-    chosen = max(pilot["evidence"]["scoring"]["agreement"].items(), key=lambda item: item[1])[0]
+    agreement = pilot["evidence"]["scoring"]["agreement"]
+    chosen = "full" if agreement["full"] >= agreement["trie"] + 0.05 else "trie"
     assert pilot["calibration"]["mode"] == chosen == summary["scoring"]
     assert summary["funnel"]["profiles"] == 24 and summary["calls"]["most"] <= 24
     dropped = pilot["calibration"]["dropped"]
@@ -191,17 +192,19 @@ def test_identifiers_and_labels_do_not_reach_the_teacher(prepared, recipe, tmp_p
             ids = pa.array([f"person-{i}-secret" for i in range(table.num_rows)])
             table = table.set_column(table.column_names.index("user_id"), "user_id", ids)
             pq.write_table(table, path)
+            record = read_json(workdir / "prepare" / "stage.json")
+            record["artifacts"]["population.parquet"]["sha256"] = sha256_file(path)
+            write_json(workdir / "prepare" / "stage.json", record)
         teach_in(workdir, recipe, teacher__base_rate="false")
         found.append(digests(workdir))
     assert found[0] == found[1]
 
 
-def test_the_base_rate_moves_the_mean_answer_only(taught):
-    pilot = read_json(taught / "teach" / "pilot.json")
+def test_the_mean_answer_leans_to_the_base_rate(taught):
+    base = np.asarray(read_json(taught / "teach" / "pilot.json")["evidence"]["base_rate"])
     rows = [row for row in chains_of(taught) if row["rank"] == 0]
     mean = np.mean([row["answer_direct"] for row in rows], axis=0)
-    base = pilot["evidence"]["base_rate"]
-    assert np.abs(mean - base).max() < 0.05  # 16 of the 24 profiles are the pilot's
+    assert np.abs(mean - base).sum() < 0.5 * np.abs(base - 1 / len(base)).sum()
 
 
 def test_a_spent_budget_is_flagged_and_stays_valid(prepared, recipe, tmp_path):
