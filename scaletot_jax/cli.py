@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from scaletot_jax import __version__
 from scaletot_jax.errors import ConfigError, ScaleToTError
 
+_LESS = "  what to do: lower teacher.batch_size, sft.batch_size, osipo.prompts or score.batch_size"
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
 VERBS = {
@@ -128,13 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("scaletot: interrupted; the same command continues where it was", file=sys.stderr)
         return 130
     except MemoryError:
-        print(
-            "scaletot: out of memory\n  what to do: lower teacher.batch_size, sft.batch_size or score.batch_size",
-            file=sys.stderr,
-        )
+        print(f"scaletot: out of memory\n{_LESS}", file=sys.stderr)
         return 5
     except BrokenPipeError:
         return 1
+    except RuntimeError as error:  # what XLA raises when a device has no memory left
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"scaletot: a device is out of memory\n  why: {str(error).splitlines()[0]}\n{_LESS}", file=sys.stderr)
+        return 5
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def default_config() -> ConfigDict:
     config.data.manual_dir = ""  # official downloads of oulad and kuairand_pure
     config.data.low_activity = True  # keep only the builder's low-activity population
     config.data.profile_fields = "static+early"  # static | static+early
-    config.data.limit = 0  # keep at most this many rows (0: all), chosen by user hash
+    config.data.limit = 0  # keep at most this many rows (0: all), chosen by the hash of their user id
 
     config.split = ConfigDict()  # fractions of users (groups), by hash; they sum to 1
     config.split.teacher = 0.25  # teacher chains, SFT, OSIPO
@@ -161,6 +162,46 @@ _CHOICES = {
 }
 
 
+_INF = float("inf")
+_COUNT, _FROM_0, _SHARE = (1, _INF, False), (0, _INF, False), (0, 1, True)
+_ABOVE_0, _SHARE_FROM_0 = (0, _INF, True), (0, 1, False)
+# (low, high, ends excluded) of every numeric key; a test holds this table and the defaults together.
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**32 - 1, False),
+    "data.limit": _FROM_0,
+    **{f"split.{name}": _SHARE for name in ("teacher", "distill", "head", "val", "test", "evaluation_share")},
+    "lm.max_profile_tokens": (8, _INF, False),
+    **{f"teacher.{name}": _COUNT for name in ("num_profiles", "pilot_profiles", "batch_size", "paraphrases", "beam")},
+    **{f"teacher.{name}": _COUNT for name in ("candidates", "max_samples", "max_calls", "max_tokens")},
+    **{f"teacher.{name}": _FROM_0 for name in ("min_gain", "max_refined_nodes", "deadline_s")},
+    "teacher.refine_quantile": _SHARE_FROM_0,
+    **{f"student.{name}": kind for name, kind in (("num_layers", _FROM_0), ("exit_texts", _COUNT))},
+    **{f"student.{name}": kind for name, kind in (("lora_rank", _COUNT), ("lora_alpha", _ABOVE_0))},
+    "mesh.data": _FROM_0,
+    **{f"mesh.{name}": _COUNT for name in ("fsdp", "tensor")},
+    **{f"sft.{name}": _COUNT for name in ("epochs", "batch_size", "checkpoint_every")},
+    **{f"sft.{name}": _ABOVE_0 for name in ("learning_rate", "clip_norm")},
+    **{f"sft.{name}": _FROM_0 for name in ("warmup_steps", "weight_decay", "answer_weight")},
+    **{f"osipo.{name}": _COUNT for name in ("updates", "prompts", "rollouts", "checkpoint_every")},
+    **{f"osipo.{name}": _COUNT for name in ("eval_profiles", "eval_chains")},
+    **{f"osipo.{name}": _ABOVE_0 for name in ("temperature", "learning_rate", "reward_learning_rate", "beta")},
+    **{f"osipo.{name}": _ABOVE_0 for name in ("min_scale", "clip_norm", "kl_limit")},
+    **{f"osipo.{name}": _FROM_0 for name in ("warmup_updates", "process_weight", "kl_weight", "clip_high")},
+    **{f"osipo.{name}": _FROM_0 for name in ("answer_weight", "sft_weight")},
+    **{f"osipo.{name}": _SHARE_FROM_0 for name in ("gamma", "clip_low")},
+    **{f"distill.{name}": _COUNT for name in ("num_profiles", "chains", "dim", "whiten_dim", "width", "steps")},
+    **{f"distill.{name}": _COUNT for name in ("batch_size", "checkpoint_every")},
+    "distill.field_dropout": (0, 0.95, False),
+    "distill.learning_rate": _ABOVE_0,
+    **{f"score.{name}": _COUNT for name in ("batch_size", "shard_rows")},
+    **{f"head.{name}": _COUNT for name in ("seeds", "width", "steps", "batch_size")},
+    "head.learning_rate": _ABOVE_0,
+    "evaluate.bootstrap": (20, _INF, False),
+    "evaluate.level": _SHARE,
+    "report.chains": _FROM_0,
+}
+
+
 def load_config(path: str | Path) -> ConfigDict:
     """Runs ``get_config()`` of a recipe file."""
     path = Path(path)
@@ -257,36 +298,32 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             "the split fractions must be positive and sum to 1", where="split", why=f"they are {fractions}"
         )
-    if not 0 < flat["split.evaluation_share"] < 1:
+    for key, value in flat.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            low, high, open_ends = _RANGES[key]
+            inside = low < value < high if open_ends else low <= value <= high
+            if not inside:
+                signs = ("above", "below") if open_ends else ("at least", "at most")
+                limits = [f"{sign} {end:g}" for sign, end in zip(signs, (low, high)) if abs(end) != math.inf]
+                raise ConfigError(
+                    f"a value must be {' and '.join(limits)}" if limits else "a value must be a finite number",
+                    where=key,
+                    why=f"it is {value}",
+                )
+    penalties = flat["head.penalties"]
+    if not penalties or not all(isinstance(p, (int, float)) and p >= 0 for p in penalties):
         raise ConfigError(
-            "the evaluation share must lie between 0 and 1",
-            where="split.evaluation_share",
-            why=f"it is {flat['split.evaluation_share']}",
+            "penalties must be a list of numbers that are not negative", where="head.penalties", why=f"{penalties}"
         )
-    for key in ("data.limit",):
-        if flat[key] < 0:
-            raise ConfigError("a limit cannot be negative", where=key, why=f"it is {flat[key]}", do="0 means no limit")
-    for key in (
-        "teacher.num_profiles", "teacher.pilot_profiles", "teacher.batch_size", "teacher.paraphrases", "teacher.beam",
-        "teacher.candidates", "sft.epochs", "sft.batch_size", "osipo.updates", "osipo.prompts", "osipo.rollouts",
-        "distill.num_profiles", "distill.chains", "distill.dim", "distill.steps", "score.batch_size", "score.shard_rows",
-        "head.seeds", "head.steps", "evaluate.bootstrap", "student.lora_rank",
-        "student.exit_texts", "sft.checkpoint_every", "osipo.checkpoint_every", "osipo.eval_profiles", "osipo.eval_chains",
-        "mesh.fsdp", "mesh.tensor",
-    ):  # fmt: skip
-        if flat[key] < 1:
-            raise ConfigError("a count must be at least 1", where=key, why=f"it is {flat[key]}")
-    for key in (
-        "sft.learning_rate",
-        "osipo.learning_rate",
-        "osipo.reward_learning_rate",
-        "osipo.temperature",
-        "osipo.beta",
-        "osipo.min_scale",
-        "osipo.kl_limit",
-    ):
-        if not flat[key] > 0:
-            raise ConfigError("a rate must be above 0", where=key, why=f"it is {flat[key]}")
+    if flat["distill.layer"] != "auto":
+        try:
+            inside = 0 < float(flat["distill.layer"]) <= 1
+        except ValueError:
+            inside = False
+        if not inside:
+            raise ConfigError(
+                "a layer is 'auto' or a fraction of the depth", where="distill.layer", why=flat["distill.layer"]
+            )
     if flat["teacher.pilot_profiles"] > flat["teacher.num_profiles"]:
         raise ConfigError(
             "the pilot is drawn from the reasoned profiles",

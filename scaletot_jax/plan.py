@@ -202,9 +202,7 @@ def _stages(
     settings = {**teacher, "num_profiles": reasoned, "pilot_profiles": min(teacher["pilot_profiles"], reasoned)}
     cost = plan_cost(spec_of_run(config), lm.tokenizer.encode, settings, lengths.profile)["total"]
     splits = table["split"]
-    available = {
-        name: len(pc.unique(table.filter(pc.equal(splits, name))["exact_key"])) for name in ("distill", "val", "head")
-    }
+    available = {name: len(pc.unique(table.filter(pc.equal(splits, name))["exact_key"])) for name in ("distill", "val")}
 
     weights = sum(np.size(leaf) for leaf in _leaves(lm.params)) * 4 / GIB
     depth = (config["student"]["num_layers"] or lm.config.num_layers) / lm.config.num_layers
@@ -231,13 +229,14 @@ def _stages(
         reasoned * 0.06,
     )
     evaluated = min(osipo["eval_profiles"], available["val"])
-    sample_chains = 2
+    sample_chains = osipo["eval_chains"]
     evaluation = evaluated * (lengths.prompt / rates.student + sample_chains * lengths.chain / rates.decode)
     length = lengths.prompt + lengths.chain
-    examples = reasoned * min(2, teacher["beam"])
+    examples = reasoned * teacher["beam"]
     sft_tokens = examples * config["sft"]["epochs"] * length
     sft_memory = base + weights * (0.5 + depth) + activations(config["sft"]["batch_size"] * length, 1.0)
-    calibration = reasoned * length / rates.teacher if config["student"]["num_layers"] else 0.0
+    texts = min(config["student"]["exit_texts"], reasoned)
+    calibration = texts * length / rates.teacher if config["student"]["num_layers"] else 0.0
     add(
         "sft",
         f"{examples:,} chains x {config['sft']['epochs']} epochs",

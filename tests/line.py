@@ -85,12 +85,13 @@ def run(recipe: Path, workdir: Path, cache: Path, *extra: str, verb: str = "run"
 
 
 def results(workdir: Path) -> dict[str, str]:
-    """SHA-256 of everything a run promises to reproduce: every table, every metric, the page, the exported arrays."""
-    kinds = ("*.parquet", "metrics.json", "manifest.json", "pilot.json", "*.safetensors", "*.jsonl", "report.html")
+    """SHA-256 of everything a run promises to reproduce: every table, record and array, and the page."""
+    kinds = ("*.parquet", "*.json", "*.safetensors", "*.jsonl", "report.html")
     found = {
         path
         for kind in kinds
         for path in workdir.rglob(kind)
-        if not any(part.startswith((".", "checkpoint", "tfds")) for part in path.relative_to(workdir).parts)
+        if path.name != "timing.json"
+        and not any(part.startswith((".", "checkpoint", "tfds")) for part in path.relative_to(workdir).parts)
     }
     return {str(path.relative_to(workdir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found)}

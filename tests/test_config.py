@@ -2,8 +2,9 @@
 
 import pytest
 
-from scaletot_jax.config import default_config, load_config, override, validate
+from scaletot_jax.config import _RANGES, default_config, load_config, override, validate
 from scaletot_jax.errors import ConfigError
+from scaletot_jax.run import flatten
 
 RECIPES = ("quickstart", "complete_journey", "oulad")
 
@@ -63,6 +64,29 @@ def test_an_impossible_value_is_refused_before_anything_is_loaded(key, value):
     with pytest.raises(ConfigError) as caught:
         validate(config)
     assert key.split(".")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("distill.layer", "abc"), ("evaluate.level", "2"), ("teacher.refine_quantile", "3"), ("student.num_layers", "-1"),
+        ("distill.field_dropout", "1.5"), ("head.penalties", "[]"), ("head.penalties", "[a]"), ("head.learning_rate", "-1"),
+        ("lm.max_profile_tokens", "0"), ("distill.width", "0"), ("mesh.data", "-1"), ("sft.learning_rate", ".nan"),
+        ("seed", "-1"), ("osipo.clip_low", "1.5"),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_names_its_key(key, text):
+    config = default_config()
+    override(config, key, text)
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    assert key in str(caught.value)
+
+
+def test_every_numeric_key_has_a_range():
+    flat = flatten(default_config().to_dict())
+    numeric = {key for key, value in flat.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    assert numeric == set(_RANGES)
 
 
 def test_a_broken_recipe_is_a_configuration_error(tmp_path):

@@ -11,7 +11,11 @@ import line
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = pytest.mark.pipeline
+from scaletot_jax.config import load_config
+from scaletot_jax.profiles.prepare import open_population
+from scaletot_jax.run import STAGES, Run
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
 
 SOAK = bool(os.environ.get("SCALETOT_SOAK"))
 
@@ -28,14 +32,13 @@ def recipe(place):
 
 @pytest.fixture(scope="module")
 def undisturbed(place, recipe):
-    started = time.monotonic()
     done = line.run(recipe, place / "undisturbed", place / "cache")
     assert done.returncode == 0, done.stdout + done.stderr
-    return place / "undisturbed", time.monotonic() - started, done
+    return place / "undisturbed", done
 
 
 def test_every_stage_leaves_its_artifacts(undisturbed):
-    workdir, _, done = undisturbed
+    workdir, done = undisturbed
     assert "verdict: " in done.stdout
     assert "report.html" in done.stdout
     metrics = json.loads((workdir / "metrics.json").read_text())
@@ -50,13 +53,13 @@ def test_every_stage_leaves_its_artifacts(undisturbed):
 
 
 def test_piped_output_is_quiet_and_colourless(undisturbed):
-    _, _, done = undisturbed
+    _, done = undisturbed
     assert "\x1b" not in done.stdout + done.stderr
     assert "\r" not in done.stdout + done.stderr
 
 
 def test_a_second_run_redoes_nothing(undisturbed, recipe, place):
-    workdir, _, _ = undisturbed
+    workdir, _ = undisturbed
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("stage.json")}
     assert len(before) == 8
     again = line.run(recipe, workdir, place / "cache")
@@ -65,45 +68,61 @@ def test_a_second_run_redoes_nothing(undisturbed, recipe, place):
 
 
 def test_a_changed_configuration_is_refused_and_named(undisturbed, recipe, place):
-    workdir, _, _ = undisturbed
+    workdir, _ = undisturbed
     refused = line.run(recipe, workdir, place / "cache", "--config.sft.learning_rate=0.5")
     assert refused.returncode == 4
     assert "config.sft.learning_rate: 0.001 -> 0.5" in refused.stderr
 
 
-def test_no_identifier_reaches_a_prompt_or_the_report(undisturbed):
-    workdir, _, _ = undisturbed
-    users = pq.read_table(workdir / "prepare" / "population.parquet", columns=["user_id"])["user_id"].to_pylist()
+def test_no_identifier_reaches_a_prompt_or_the_report(undisturbed, recipe):
+    workdir, _ = undisturbed
+    with Run(workdir, load_config(recipe).to_dict(), lock=False) as run:
+        population = open_population(run)
+    table = population.table
+    identifiers = {*table["user_id"].to_pylist(), *table["group"].to_pylist()}
+    prompts = population.renderer.texts(table)
     page = (workdir / "report" / "report.html").read_text()
-    assert not [user for user in users if user in page]
+    assert len(prompts) == table.num_rows and all(prompts)
+    assert not [name for name in identifiers if name in page or any(name in prompt for prompt in prompts)]
 
 
-def test_kill_9_at_random_moments_changes_no_byte(undisturbed, recipe, place):
-    """Five kills (fifty under SCALETOT_SOAK), each at a random moment of what is left of the run."""
-    workdir, seconds, _ = undisturbed
+@pytest.mark.parametrize("verb", ["prepare", "sft", "score", "evaluate"])
+def test_a_single_verb_refuses_a_configuration_that_does_not_fit(undisturbed, recipe, place, verb):
+    """Each reads something of a stage before it, or is that stage itself."""
+    workdir, _ = undisturbed
+    before = line.results(workdir)
+    refused = line.run(recipe, workdir, place / "cache", "--config.seed=7", verb=verb)
+    assert refused.returncode == 4, refused.stdout + refused.stderr
+    assert "seed: 0 -> 7" in refused.stderr
+    assert line.results(workdir) == before
+
+
+@pytest.mark.parametrize("attempt", range(10 if SOAK else 1))
+def test_kill_9_at_random_moments_changes_no_byte(undisturbed, recipe, place, attempt):
+    """Five kills a run, each in another stage, at a random moment of it."""
+    workdir, _ = undisturbed
     expected = line.results(workdir)
-    assert len(expected) > 8
-    rng = random.Random(20241)
-    rounds = 10 if SOAK else 1
-    for attempt in range(rounds):
-        disturbed = place / f"disturbed{attempt}"
-        kills = 0
-        while kills < 5:
-            process = subprocess.Popen(
-                line.command(recipe, disturbed),
-                env=line.environment(place / "cache"),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            try:
-                process.wait(timeout=rng.uniform(0.1, 0.6) * seconds)
-                break  # it finished before the kill: nothing is left to disturb
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-        done = line.run(recipe, disturbed, place / "cache")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert kills >= 2
-        assert line.results(disturbed) == expected
-        print(f"killed {kills} times, same {len(expected)} files")
+    assert len(expected) > 20
+    rng = random.Random(20241 + attempt)
+    disturbed = place / f"disturbed{attempt}"
+    for stage in sorted(rng.sample(STAGES[:-1], 5), key=STAGES.index):
+        took = json.loads((workdir / stage / "timing.json").read_text())["seconds_of_last_process"]
+        delay = rng.uniform(0, 0.8 * took)
+        process = subprocess.Popen(
+            line.command(recipe, disturbed),
+            env=line.environment(place / "cache"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 600
+        while not (disturbed / stage / "owner.json").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(delay)
+        assert process.poll() is None, f"the run ended before it could be killed in '{stage}'"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        print(f"killed in or after '{stage}', {delay:.1f} s after it began")
+    done = line.run(recipe, disturbed, place / "cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert line.results(disturbed) == expected

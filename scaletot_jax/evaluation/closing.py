@@ -22,7 +22,7 @@ def choices(material: Material) -> Markup:
 
     items = [
         ("Lifetime", "active days in the days after the snapshot; a value label (spend) is evaluated beside it where there is one."),
-        ("Chain", "typed segments from a YAML specification; a slot comes by rule, is scored as an enum under a grammar, or is free text."),
+        ("Chain", "typed segments from a YAML specification; a slot comes by rule, or is scored as an enum under a grammar."),
         (
             "Doubt",
             ["half calibrated entropy, half disagreement across ", of("teacher.paraphrases"), " wordings; the threshold is the ",

@@ -8,6 +8,7 @@ unit (zero-byte file, torn page) is noticed, named on stderr, set aside, and the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import sys
@@ -28,6 +29,9 @@ class Restored(NamedTuple):
     step: int
     arrays: Any
     record: dict[str, Any]
+
+
+_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)  # the unit may be whole: never set it aside
 
 
 def save(directory: str | Path, step: int, arrays: Any, record: dict[str, Any], *, keep: int = 2) -> None:
@@ -84,6 +88,8 @@ def restore(directory: str | Path, like: Any) -> Restored | None:
             if out["record"]["digest"] != _digest(out["arrays"]):
                 raise ValueError("the arrays do not match their digest")
         except Exception as error:  # a damaged unit fails in as many ways as there are bytes
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in _NOT_ITS_FAULT:
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             print(f"checkpoint {directory / str(step)} is damaged ({reason}); using the one before", file=sys.stderr)
             aside = directory / f"damaged-{step}"

@@ -37,7 +37,7 @@ class Student:
       lora, lora_scale: the adapter and its factor α / r; the base student has a fresh adapter, which changes nothing.
       tokenizer: of the model.
       chain: the compiled chain specification; ``grammar`` is its device form.
-      max_profile_tokens: longer profile texts are cut at their end.
+      max_profile_tokens: longer profile texts lose lines from the top.
     """
 
     config: LMConfig

