@@ -34,6 +34,7 @@ class Draw(NamedTuple):
     uncertainty: float
     focus: int  # the slot a revision would ask about
     tokens: int
+    spreads: tuple[float, ...] = ()  # per slot, its own disagreement; 0 for a fixed one
 
 
 class Answer(NamedTuple):

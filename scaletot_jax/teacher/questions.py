@@ -242,7 +242,7 @@ def revision_draw(
     probabilities = list(before.probabilities)
     probabilities[ask.slot] = revised
     measures = {
-        s: (float(calibrate.entropy(_judged(other, before.probabilities[s]))), before.disagreement)
+        s: (float(calibrate.entropy(_judged(other, before.probabilities[s]))), before.spreads[s])
         for s, (other, fixed) in enumerate(zip(spec.segments[ask.segment].slots, case.segments[ask.segment].fixed))
         if fixed == NO_VALUE
     }
@@ -262,7 +262,8 @@ def _draw(spec, k, probabilities, measures, calibration, tokens) -> Draw:
     node = np.mean(list(measures.values()), axis=0)
     focus = min(measures, key=lambda s: (-sum(measures[s]), s))
     u = float(calibrate.uncertainty(calibration.entropies[name], node[0], node[1]))
-    return Draw(tuple(probabilities), float(node[0]), float(node[1]), u, focus, tokens)
+    spreads = tuple(measures[s][1] if s in measures else 0.0 for s in range(len(probabilities)))
+    return Draw(tuple(probabilities), float(node[0]), float(node[1]), u, focus, tokens, spreads)
 
 
 def _with_unknown(slot: SlotSpec, p: np.ndarray) -> np.ndarray:

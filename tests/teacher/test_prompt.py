@@ -128,6 +128,47 @@ def test_a_revision_reopens_only_the_contest_and_doubts_word_order():
     assert order_bias.disagreement > 0.1 and order_bias.uncertainty > before.uncertainty
 
 
+def test_a_revision_leaves_the_other_slot_its_own_disagreement():
+    """Two judged slots in a segment: wordings quarrel about one and agree about the other, which is then revised."""
+    from scaletot_jax.chains.spec import parse_spec
+    from scaletot_jax.teacher.token_tree import Scores
+
+    content = load_spec("synthetic").model_dump(mode="json")
+    (segment,) = [segment for segment in content["segments"] if segment["slots"][0]["name"] == "outlook"]
+    segment["slots"].append({**segment["slots"][0], "name": "mood", "polarity": None})
+    spec = parse_spec(content, where="test")
+    names = spec.fields
+    case = questions.make_case(
+        spec,
+        "key",
+        FULL,
+        (1, 2, 3),
+        fields=names,
+        render=lambda shown: "".join(f"{n}: {v}\n" for n, v in shown.items()),
+    )
+    k, s = slot_of(spec, "mood")
+    mean = np.zeros((2, 3))
+    calibration = questions.Calibration(
+        mode="trie",
+        stems={"outlook": (0, 1), "mood": (0, 1)},
+        means={"outlook": mean, "mood": mean},
+        prior=np.zeros(7),
+        entropies={"outlook": np.asarray([0.5])},
+        thresholds={"outlook": 0.5},
+    )
+
+    def scores(*rows):
+        return [Scores(np.float32(row), np.float32(row)) for row in np.log(rows)]
+
+    quarrel, agree = ([0.8, 0.1, 0.1], [0.1, 0.1, 0.8]), ([0.4, 0.2, 0.4], [0.4, 0.2, 0.4])
+    before = questions.segment_draw(spec, case, k, scores(*quarrel, *agree), calibration, 7)
+    assert before.spreads[0] > 0.3 and before.spreads[s] == pytest.approx(0, abs=1e-9)
+    ask = Ask("revision", (), k, s, (0, 2))
+    after = questions.revision_draw(spec, case, ask, before, scores(*agree), calibration, 7)
+    assert after.spreads == pytest.approx(before.spreads, abs=1e-6)
+    assert after.disagreement == pytest.approx(before.disagreement, abs=1e-6)
+
+
 def test_the_calibration_survives_json():
     import json
 
