@@ -2,7 +2,7 @@
 
 Command:  scaletot run --config configs/complete_journey.py --workdir runs/complete_journey
 Hardware: two CPU cores and 8 GB take hours ('scaletot plan' says how many); any GPU or TPU that JAX sees is used
-Result:   docs/results.md, where it was run
+Result:   docs/results.md, once it has been run to its end
 """
 
 from ml_collections import ConfigDict
