@@ -5,7 +5,7 @@ A block's content depends on its own profiles alone, so blocks may be made in an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,15 +48,4 @@ def write_block(
 
 def read_states(directory: Path, blocks: Sequence[Block], layer: int) -> np.ndarray:
     """States [U, N, K, D] float32 of one layer, all blocks in order."""
-    return _concatenate(directory, blocks, lambda arrays: arrays[f"states/{layer}"])
-
-
-def read_answers(directory: Path, blocks: Sequence[Block]) -> np.ndarray:
-    """Answer distributions [U, N, Kb] float32, all blocks in order."""
-    return _concatenate(directory, blocks, lambda arrays: arrays["answers"])
-
-
-def _concatenate(
-    directory: Path, blocks: Sequence[Block], pick: Callable[[dict[str, np.ndarray]], np.ndarray]
-) -> np.ndarray:
-    return np.concatenate([pick(read_arrays(directory / block.file)) for block in blocks])
+    return np.concatenate([read_arrays(directory / block.file)[f"states/{layer}"] for block in blocks])
