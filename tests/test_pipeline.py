@@ -107,7 +107,7 @@ def test_kill_9_at_random_moments_changes_no_byte(undisturbed, recipe, place, at
     disturbed = place / f"disturbed{attempt}"
     for stage in sorted(rng.sample(STAGES[:-1], 5), key=STAGES.index):
         took = json.loads((workdir / stage / "timing.json").read_text())["seconds_of_last_process"]
-        delay = rng.uniform(0, 0.8 * took)
+        delay = rng.uniform(0, min(2.0, 0.25 * took))  # compiled programs are cached: the stage is faster than it was
         process = subprocess.Popen(
             line.command(recipe, disturbed),
             env=line.environment(place / "cache"),

@@ -14,12 +14,11 @@ def fit_profile(text: str, encode: Callable[[str], list[int]], limit: int) -> tu
       limit: most tokens.
 
     Returns:
-      The ids, and the number of lines left out. If even the last line is too long, its end is kept.
+      The ids, and the number of tokens left out. If even the last line is too long, its end is kept.
     """
     lines = [list(encode(line)) for line in text.splitlines(keepends=True)]
-    total, dropped = sum(map(len, lines)), 0
-    while total > limit and dropped < len(lines) - 1:
-        total -= len(lines[dropped])
-        dropped += 1
-    ids = [token for line in lines[dropped:] for token in line]
-    return ids[-limit:], dropped
+    whole = sum(map(len, lines))
+    while sum(map(len, lines)) > limit and len(lines) > 1:
+        lines.pop(0)
+    ids = [token for line in lines for token in line][-limit:]
+    return ids, whole - len(ids)

@@ -142,7 +142,7 @@ def encode_prompts(
     """
     fitted = [fit_profile(text, functools.partial(tokenizer.encode, control=False), max_tokens) for text in texts]
     ids = [row for row, _ in fitted]
-    cut = sum(dropped > 0 for _, dropped in fitted)
+    cut = sum(left_out > 0 for _, left_out in fitted)
     longest = max((len(row) for row in ids), default=1)
     length = length or round_up(longest, PROMPT_MULTIPLE)
     if longest > length or min((len(row) for row in ids), default=1) < 1:

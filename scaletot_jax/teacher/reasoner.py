@@ -75,12 +75,12 @@ class Reasoner:
         identity = content_key(lm.fingerprint, lm.tokenizer.fingerprint, prompt.TEMPLATE, instruction)
         (close,) = self._encode("\n")
         self.backend = Backend(scorer, store, self._encode, identity=identity, close=close)
-        self.shortened = 0  # profiles that lost lines
+        self.shortened = 0  # profiles that lost tokens
 
     def profile(self, key: str, record: Mapping[str, Any]) -> Profile:
         """Renders and encodes one record."""
-        ids, dropped = fit_profile(self.render(record), self._encode_data, self._limit)
-        self.shortened += dropped > 0
+        ids, left_out = fit_profile(self.render(record), self._encode_data, self._limit)
+        self.shortened += left_out > 0
         return Profile(key, record, tuple(ids))
 
     # -- the pilot --------------------------------------------------------------------------------------------------

@@ -19,20 +19,20 @@ def tokenizer(tmp_path_factory):
 
 def test_a_long_profile_loses_whole_lines_from_the_top(tokenizer):
     encode = tokenizer.encode
-    ids, dropped = fit_profile(TEXT, encode, 1000)
-    assert tokenizer.decode(ids) == TEXT and dropped == 0
+    whole, left_out = fit_profile(TEXT, encode, 1000)
+    assert tokenizer.decode(whole) == TEXT and left_out == 0
     last = encode("Activity: 7 clicks on 2 days (low)\n")
-    assert fit_profile(TEXT, encode, len(last)) == (last, 2)
-    ids, dropped = fit_profile(TEXT, encode, len(last) - 3)  # even one line is too long: its end is kept
-    assert ids == last[3:] and dropped == 2
+    assert fit_profile(TEXT, encode, len(last)) == (last, len(whole) - len(last))
+    ids, left_out = fit_profile(TEXT, encode, len(last) - 3)  # even one line is too long: its end is kept
+    assert ids == last[3:] and left_out == len(whole) - len(last) + 3
 
 
 def test_the_student_reads_what_the_teacher_reads(tokenizer):
     for limit in (1000, 20, 9):
         tokens, valid, cut = encode_prompts(tokenizer, [TEXT], limit)
-        ids, dropped = fit_profile(TEXT, tokenizer.encode, limit)
+        ids, left_out = fit_profile(TEXT, tokenizer.encode, limit)
         assert tokens[0][valid[0]].tolist() == ids
-        assert cut == (dropped > 0)
+        assert cut == (left_out > 0)
 
 
 def test_a_control_token_in_a_field_is_only_characters(tokenizer):

@@ -69,7 +69,7 @@ def test_rejected_chains_and_unknown_profiles():
         build_examples(table, {"key000": "a\n"}, student.chain, student.tokenizer, max_profile_tokens=40)
 
 
-def test_long_profiles_lose_their_end_but_not_the_line_break():
+def test_a_line_that_alone_is_too_long_keeps_its_end_and_counts_as_cut():
     tokenizer = toy.student().tokenizer
     short, long = toy.texts(1)[0], "Age: 3" + "7" * 200 + "\n"
     tokens, valid, cut = encode_prompts(tokenizer, [short, long], 24)
