@@ -197,9 +197,11 @@ class Stage:
         record = read_json(self.path("stage.json"))
         return fingerprint({"fingerprint": self.fingerprint, "artifacts": record["artifacts"]})
 
-    def check_artifacts(self) -> None:
-        """Raises StaleRunError if an artifact is not what was recorded."""
+    def check_artifacts(self, only: str | None = None) -> None:
+        """Raises StaleRunError if an artifact, or the one named, is not what was recorded."""
         for name, entry in read_json(self.path("stage.json"))["artifacts"].items():
+            if only not in (None, name):
+                continue
             artifact = self.path(name)
             if not artifact.exists() or sha256_file(artifact) != entry["sha256"]:
                 raise StaleRunError(

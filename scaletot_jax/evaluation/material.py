@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from scaletot_jax.chains.spec import ChainSpec, spec_of_run
-from scaletot_jax.errors import OutdatedStageError, ScaleToTError, StaleRunError
+from scaletot_jax.errors import OutdatedStageError, ScaleToTError
 from scaletot_jax.evaluation.cards import REPLACED, Card
 from scaletot_jax.evaluation.examples import example_cards
-from scaletot_jax.run import STAGES, Run, Stage, read_json, read_steps, read_table, sha256_file
+from scaletot_jax.run import STAGES, Run, Stage, read_json, read_steps, read_table
 
 READ = STAGES[:-1]
 PACKAGES = (
@@ -214,14 +214,7 @@ def _checked(stage: Stage, name: str) -> Path | None:
     path = stage.path(name)
     if not path.exists():
         return None
-    recorded = read_json(stage.path("stage.json"))["artifacts"].get(name)
-    if recorded is not None and sha256_file(path) != recorded["sha256"]:
-        raise StaleRunError(
-            f"an artifact of the finished stage '{stage.name}' was changed",
-            where=str(path),
-            why="its SHA-256 is not the recorded one",
-            do=f"delete {stage.directory} and run the same command again",
-        )
+    stage.check_artifacts(only=name)
     return path
 
 

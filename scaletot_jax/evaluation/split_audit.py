@@ -8,9 +8,9 @@ from itertools import combinations
 import numpy as np
 
 from scaletot_jax.errors import DataError
+from scaletot_jax.profiles.split import EVALUATION, SPLITS, TRAIN
 
 Strings = Sequence[str] | np.ndarray
-SPLITS = ("teacher", "distill", "head", "val", "test")
 UNSEEN = ("head", "val", "test")  # users that no language-model training and no distillation may have touched
 
 
@@ -81,8 +81,8 @@ def audit_time(snapshots: np.ndarray, splits: Strings, horizon: int) -> int:
       days between the end of the last training label and the first val or test snapshot, ≥ 0.
     """
     names = np.asarray(splits, object)
-    early = np.isin(names, ("teacher", "distill", "head"))
-    late = np.isin(names, ("val", "test"))
+    early = np.isin(names, TRAIN)
+    late = np.isin(names, EVALUATION)
     gap = int((snapshots[late].min() - snapshots[early].max()).astype(int)) - horizon
     if gap < 0:
         raise DataError(
