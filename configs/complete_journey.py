@@ -1,8 +1,9 @@
-"""Complete Journey at full size: every layer of the student, 2,000 reasoned profiles, 100 OSIPO updates.
+"""Complete Journey at full size: every layer of the student, every distinct profile of the teacher split reasoned about.
 
 Command:  scaletot run --config configs/complete_journey.py --workdir runs/complete_journey
-Hardware: two CPU cores and 8 GB take hours ('scaletot plan' says how many); any GPU or TPU that JAX sees is used
-Result:   docs/results.md, once it has been run to its end
+Hardware: two CPU cores and 8 GB take about two hours ('scaletot plan' says how many on yours); any GPU or TPU that JAX
+          sees is used, and there the sizes below may grow
+Result:   docs/results.md
 """
 
 from ml_collections import ConfigDict
@@ -11,4 +12,15 @@ from scaletot_jax.config import default_config
 
 
 def get_config() -> ConfigDict:
-    return default_config()
+    config = default_config()
+    config.data.name = "complete_journey"
+
+    config.sft.epochs = 2  # 346 steps of 8 profiles x 2 chains
+
+    config.osipo.updates = 50
+    config.osipo.prompts = 8
+    config.osipo.rollouts = 4
+
+    config.distill.num_profiles = 1000
+    config.distill.chains = 2
+    return config
