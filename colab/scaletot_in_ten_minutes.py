@@ -143,7 +143,8 @@ import html
 
 from IPython.display import HTML, display
 
-from scaletot_jax.run import read_json, read_steps, read_table
+from scaletot_jax.files import read_json, read_table
+from scaletot_jax.step_log import read_steps
 
 workdir = run_all(config, WORKDIR, stages=("prepare",))
 population = read_table(workdir / "prepare" / "population.parquet")

@@ -55,7 +55,7 @@ def run_all(
 
 def verdict(workdir: str | Path) -> str:
     """The verdict sentence of a finished run."""
-    from scaletot_jax.run import read_json
+    from scaletot_jax.files import read_json
 
     metrics = read_json(Path(workdir) / "metrics.json")
     try:

@@ -8,150 +8,20 @@ the difference shown. A process holds an exclusive lock on the directory, which 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from scaletot_jax.errors import DataError, OutdatedStageError, ResourceError, StaleRunError
+from scaletot_jax.errors import DataError, OutdatedStageError, StaleRunError
+from scaletot_jax.files import disk_errors, fingerprint, plain, read_json, sha256_file, sync_directory, write_json
 
 FORMAT = 1  # raise it when a stage's artifacts change shape or meaning
 STAGES = ("prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report")
-
-
-# -- files --------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                "the disk is full",
-                where=str(path),
-                why=str(error),
-                do="free some space and run the same command again; everything finished so far is kept",
-            ) from error
-        raise
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is synced and renamed over ``path``.
-
-    A kill at any moment leaves either the old file or the new one, never a part. Raises ResourceError on a full disk.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with open(temporary, "rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            sync_directory(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Writes JSON with sorted keys; NumPy scalars and arrays become numbers and lists, NaN is refused."""
-    text = json.dumps(value, indent=2, sort_keys=True, default=_plain, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
-
-
-def read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise DataError("a file is missing", where=str(path), do="run the stage that writes it") from error
-    except ValueError as error:
-        raise DataError("a JSON file is damaged", where=str(path), why=str(error)) from error
-
-
-def write_table(path: str | Path, table) -> None:
-    """Writes an Arrow table as Parquet (zstd), atomically and without a timestamp: equal tables give equal bytes."""
-    import pyarrow.parquet as pq
-
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def read_table(path: str | Path, columns: Sequence[str] | None = None):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, columns=columns)
-    except FileNotFoundError as error:
-        raise DataError("a table is missing", where=str(path), do="run the stage that writes it") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError("a table cannot be read", where=str(path), why=str(error)) from error
-
-
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes named arrays as one safetensors file (no pickle)."""
-    from safetensors.numpy import save
-
-    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}))
-
-
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise DataError("an array file is missing", where=str(path), do="run the stage that writes it") from error
-    except (SafetensorError, OSError) as error:
-        raise DataError("an array file cannot be read", where=str(path), why=str(error)) from error
-
-
-def sha256_file(path: str | Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"not JSON: {type(value).__name__}")
-
-
-def fingerprint(value: Any) -> str:
-    """A short stable hash of a JSON-able value."""
-    text = json.dumps(value, sort_keys=True, default=_plain, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -164,9 +34,6 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[name] = list(item) if isinstance(item, tuple) else item
     return out
-
-
-# -- stages -------------------------------------------------------------------------------------------------------------
 
 
 class Stage:
@@ -247,7 +114,7 @@ class Run:
         self.on_change = on_change
         self._finished: dict[str, Stage] = {}
         self._lock_file: IO[str] | None = None
-        with _disk_errors(self.workdir):
+        with disk_errors(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
         if lock:
             self._acquire()
@@ -299,7 +166,7 @@ class Run:
             "needs": {need: self.finished(need).result for need in needs},
             "extra": extra,
         }
-        identity = json.loads(json.dumps(identity, default=_plain))
+        identity = json.loads(json.dumps(identity, default=plain))
         stage = Stage(name, self.workdir / name, identity)
         self._check_owner(stage)
         stage.done = self._is_done(stage)
@@ -323,7 +190,7 @@ class Run:
                 do=f"run 'scaletot {name}' with the same --config and --workdir first, or 'scaletot run' for the whole line",
             )
         stage = Stage(name, self.workdir / name, read_json(path)["identity"])
-        now = json.loads(json.dumps(flatten(self.config), default=_plain))
+        now = json.loads(json.dumps(flatten(self.config), default=plain))
         before = stage.identity["config"]
         changed = {key: now[key] for key in before if key in now and now[key] != before[key]}
         if changed:
@@ -401,44 +268,3 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         if old.get(key, "absent") != new.get(key, "absent")
     ]
     return "; ".join(changed[:12]) + (f"; and {len(changed) - 12} more" if len(changed) > 12 else "")
-
-
-class StepLog:
-    """A JSON-lines log of training steps that survives a kill without doubled or torn lines.
-
-    On opening, lines beyond ``keep_through`` (the step of the restored checkpoint) and a torn last line are dropped.
-    """
-
-    def __init__(self, path: str | Path, *, keep_through: int):
-        self.path = Path(path)
-        kept = [row for row in read_steps(self.path) if row["step"] <= keep_through]
-        text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in kept)
-        write_bytes(self.path, text.encode())
-        self._handle = open(self.path, "a")
-
-    def append(self, step: int, **values: float) -> None:
-        row = {"step": int(step), **{key: _finite(value) for key, value in values.items()}}
-        with _disk_errors(self.path):
-            self._handle.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
-            self._handle.flush()
-
-    def close(self) -> None:
-        self._handle.close()
-
-
-def read_steps(path: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a step log; a torn last line is left out."""
-    path = Path(path)
-    rows = []
-    if path.exists():
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
-
-
-def _finite(value: Any) -> float | None:
-    number = float(value)
-    return number if np.isfinite(number) else None

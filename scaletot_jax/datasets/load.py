@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 
 from scaletot_jax.datasets import complete_journey, kuairand_pure, oulad, synthetic
 from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.files import fingerprint, sha256_file
 from scaletot_jax.profiles.schema import Schema, load_schema
 from scaletot_jax.profiles.split import unit_hash
 from scaletot_jax.profiles.table import read_parquet, validate
-from scaletot_jax.run import fingerprint, sha256_file
 
 BUILDERS = ("complete_journey", "oulad", "kuairand_pure")
 SYNTHETIC_ROWS = 600

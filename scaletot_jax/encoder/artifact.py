@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from scaletot_jax.encoder.model import EncoderSpec
 from scaletot_jax.encoder.whiten import Whitening
 from scaletot_jax.errors import DataError, StaleRunError
-from scaletot_jax.run import read_arrays, read_json, sha256_file, write_arrays, write_json
+from scaletot_jax.files import read_arrays, read_json, sha256_file, write_arrays, write_json
 
 FORMAT = 1
 

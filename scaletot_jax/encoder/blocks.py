@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaletot_jax.run import read_arrays, write_arrays
+from scaletot_jax.files import read_arrays, write_arrays
 
 BLOCK = 32  # profiles a block: what a kill can cost
 

@@ -27,10 +27,12 @@ from scaletot_jax.encoder.train import CHECK_EVERY, Data, TrainState, draw_rows,
 from scaletot_jax.encoder.transfer import transfer_evidence
 from scaletot_jax.encoder.whiten import fit_whitening, whiten
 from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.files import read_json, read_table, write_json, write_table
 from scaletot_jax.parallel import checkpoint
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, StepLog, read_json, read_table, write_json, write_table
+from scaletot_jax.run import Run, Stage
+from scaletot_jax.step_log import StepLog
 from scaletot_jax.student.policy import Student, load_student
 from scaletot_jax.student.states import reasoning_states
 from scaletot_jax.teacher.identity import identity_of_model

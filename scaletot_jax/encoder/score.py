@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from scaletot_jax.encoder.artifact import load_encoder, sha256_json
 from scaletot_jax.encoder.model import EncoderSpec, Inputs, apply, check_inputs
 from scaletot_jax.errors import DataError, StaleRunError
+from scaletot_jax.files import read_json, sha256_file, write_json, write_table
 from scaletot_jax.profiles.features import FeatureSpace
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, read_json, sha256_file, write_json, write_table
+from scaletot_jax.run import Run, Stage
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -33,10 +33,11 @@ from scaletot_jax.evaluation import comparison
 from scaletot_jax.evaluation.comparison import DEFINITIONS, LOWER_IS_BETTER, Predictions, Rows, Target
 from scaletot_jax.evaluation.split_audit import UNSEEN, audit_splits, audit_time, audit_training
 from scaletot_jax.evaluation.verdict import verdict
+from scaletot_jax.files import read_json, read_table, write_json, write_table
 from scaletot_jax.profiles.features import Features
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, read_json, read_table, write_json, write_table
+from scaletot_jax.run import Run, Stage
 
 PRIMARY = "spearman"  # of the days label, on the profile fields as configured: fixed before any result was seen
 _BATCH = 4096

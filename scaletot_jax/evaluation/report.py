@@ -16,7 +16,8 @@ from scaletot_jax.errors import ConfigError, StaleRunError
 from scaletot_jax.evaluation import closing, sections, student_sections, verdict_section
 from scaletot_jax.evaluation.material import Material, collect, environment, usable_stages
 from scaletot_jax.evaluation.page import document
-from scaletot_jax.run import Run, Stage, write_bytes, write_json
+from scaletot_jax.files import write_bytes, write_json
+from scaletot_jax.run import Run, Stage
 
 FORMAT = 1  # of metrics.json
 TITLE = "ScaleToT report"

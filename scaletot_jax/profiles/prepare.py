@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scaletot_jax.errors import DataError
+from scaletot_jax.files import read_json, read_table, write_json, write_table
 from scaletot_jax.profiles import keys, split
 from scaletot_jax.profiles.features import FeatureSpace
 from scaletot_jax.profiles.fields import Field
@@ -25,7 +26,7 @@ from scaletot_jax.profiles.render import Renderer
 from scaletot_jax.profiles.schema import Schema
 from scaletot_jax.profiles.table import surplus_columns
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, read_json, read_table, write_json, write_table
+from scaletot_jax.run import Run, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scaletot_jax.run import read_arrays, write_arrays
+from scaletot_jax.files import read_arrays, write_arrays
 
 Adapter = dict[str, jax.Array]
 

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from scaletot_jax.files import read_json, write_json
 from scaletot_jax.profiles.prepare import Population
 from scaletot_jax.profiles.split import TRAIN
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, read_json, write_json
+from scaletot_jax.run import Run, Stage
 from scaletot_jax.student.evaluate import answer_distributions, score_answers
 from scaletot_jax.student.labelled import base_rate, buckets_of, labelled_rows
 from scaletot_jax.student.policy import EVALUATION_STREAM, Student

@@ -19,13 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
+from scaletot_jax.files import read_json, write_table
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.parallel.compile import ShardedStep, shard_step
 from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, StepLog, read_json, read_steps, write_table
+from scaletot_jax.run import Run, Stage
+from scaletot_jax.step_log import StepLog, read_steps
 from scaletot_jax.student.adapter import Adapter, adamw, save_adapter, start
 from scaletot_jax.student.data import batches
 from scaletot_jax.student.examples import Examples

@@ -14,13 +14,14 @@ from scaletot_jax.chains.automaton import CompiledChain
 from scaletot_jax.chains.grammar import compile_chain
 from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.files import read_arrays
 from scaletot_jax.lm import lora as lora_module
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.load import LoadedLM, load_model
 from scaletot_jax.lm.tokenizer import Tokenizer
 from scaletot_jax.profiles.prompt_ids import fit_profile
-from scaletot_jax.run import Run, read_arrays
+from scaletot_jax.run import Run
 from scaletot_jax.student.adapter import Adapter, load_adapter
 from scaletot_jax.student.constrained import GrammarArrays, grammar_arrays
 

@@ -12,13 +12,15 @@ import functools
 import jax
 import numpy as np
 
+from scaletot_jax.files import read_arrays, read_table, write_arrays
 from scaletot_jax.lm.load import LoadedLM, load_model
 from scaletot_jax.parallel.compile import shard_step
 from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, StepLog, read_arrays, read_table, write_arrays
+from scaletot_jax.run import Run, Stage
+from scaletot_jax.step_log import StepLog
 from scaletot_jax.student.adapter import Adapter, adamw, save_adapter, start
 from scaletot_jax.student.calibrate import exit_map
 from scaletot_jax.student.data import batches, steps_in

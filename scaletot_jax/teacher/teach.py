@@ -20,11 +20,12 @@ import pyarrow.compute as pc
 
 from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import DataError
+from scaletot_jax.files import write_json, write_table
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.profiles.split import TRAIN
 from scaletot_jax.progress import Progress
-from scaletot_jax.run import Run, Stage, write_json, write_table
+from scaletot_jax.run import Run, Stage
 from scaletot_jax.teacher import records
 from scaletot_jax.teacher.identity import identity_of_model
 from scaletot_jax.teacher.reasoner import Reasoner

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scaletot_jax.config import default_config
+from scaletot_jax.files import write_table
 from scaletot_jax.profiles.prepare import open_population, prepare
-from scaletot_jax.run import Run, write_table
+from scaletot_jax.run import Run
 from scaletot_jax.student.states import ReasoningStates
 
 WIDTH, SEGMENTS, LAYERS, BEST_LAYER = 24, ("context", "outlook"), 4, 3

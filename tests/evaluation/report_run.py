@@ -13,7 +13,9 @@ import pyarrow as pa
 from scaletot_jax.config import default_config
 from scaletot_jax.evaluation.bootstrap import Interval
 from scaletot_jax.evaluation.verdict import verdict as evaluated_verdict
-from scaletot_jax.run import STAGES, Run, Stage, StepLog, write_json, write_table
+from scaletot_jax.files import write_json, write_table
+from scaletot_jax.run import STAGES, Run, Stage
+from scaletot_jax.step_log import StepLog
 
 CANARY = "<script>alert('canary')</script>"
 USER = "user-4711-secret"

@@ -15,8 +15,10 @@ import tiny
 
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.config import default_config
+from scaletot_jax.files import read_table, write_table
 from scaletot_jax.profiles.prepare import prepare
-from scaletot_jax.run import Run, read_steps, read_table, write_table
+from scaletot_jax.run import Run
+from scaletot_jax.step_log import read_steps
 from scaletot_jax.student.policy import load_student
 from scaletot_jax.student.states import reasoning_states
 

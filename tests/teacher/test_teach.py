@@ -14,9 +14,10 @@ from scaletot_jax.chains.parser import parse
 from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.config import load_config, override
 from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.files import read_json, sha256_file, write_json
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.profiles.prepare import prepare
-from scaletot_jax.run import Run, read_json, sha256_file, write_json
+from scaletot_jax.run import Run
 from scaletot_jax.teacher import teach as stage_module
 from scaletot_jax.teacher.scoring import Scorer
 from scaletot_jax.teacher.store import Store

@@ -1,0 +1,143 @@
+"""Files written whole or not at all: JSON, Parquet, safetensors, and their hashes.
+
+Every write goes to a temporary file beside the target, is synced and renamed over it; a full disk is a
+:class:`~scaletot_jax.errors.ResourceError` that says what to do. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaletot_jax.errors import DataError, ResourceError
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(
+                "the disk is full",
+                where=str(path),
+                why=str(error),
+                do="free some space and run the same command again; everything finished so far is kept",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it is synced and renamed over ``path``.
+
+    A kill at any moment leaves either the old file or the new one, never a part. Raises ResourceError on a full disk.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes JSON with sorted keys; NumPy scalars and arrays become numbers and lists, NaN is refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, default=plain, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise DataError("a file is missing", where=str(path), do="run the stage that writes it") from error
+    except ValueError as error:
+        raise DataError("a JSON file is damaged", where=str(path), why=str(error)) from error
+
+
+def write_table(path: str | Path, table) -> None:
+    """Writes an Arrow table as Parquet (zstd), atomically and without a timestamp: equal tables give equal bytes."""
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: str | Path, columns: Sequence[str] | None = None):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except FileNotFoundError as error:
+        raise DataError("a table is missing", where=str(path), do="run the stage that writes it") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError("a table cannot be read", where=str(path), why=str(error)) from error
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as one safetensors file (no pickle)."""
+    from safetensors.numpy import save
+
+    write_bytes(path, save({name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())}))
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise DataError("an array file is missing", where=str(path), do="run the stage that writes it") from error
+    except (SafetensorError, OSError) as error:
+        raise DataError("an array file cannot be read", where=str(path), why=str(error)) from error
+
+
+def sha256_file(path: str | Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+def fingerprint(value: Any) -> str:
+    """A short stable hash of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, default=plain, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

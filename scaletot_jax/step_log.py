@@ -1,0 +1,52 @@
+"""The log of training steps: JSON lines that a kill can neither double nor tear."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaletot_jax.files import disk_errors, write_bytes
+
+
+class StepLog:
+    """A JSON-lines log of training steps that survives a kill without doubled or torn lines.
+
+    On opening, lines beyond ``keep_through`` (the step of the restored checkpoint) and a torn last line are dropped.
+    """
+
+    def __init__(self, path: str | Path, *, keep_through: int):
+        self.path = Path(path)
+        kept = [row for row in read_steps(self.path) if row["step"] <= keep_through]
+        text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in kept)
+        write_bytes(self.path, text.encode())
+        self._handle = open(self.path, "a")
+
+    def append(self, step: int, **values: float) -> None:
+        row = {"step": int(step), **{key: _finite(value) for key, value in values.items()}}
+        with disk_errors(self.path):
+            self._handle.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
+            self._handle.flush()
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+def read_steps(path: str | Path) -> list[dict[str, Any]]:
+    """The whole lines of a step log; a torn last line is left out."""
+    path = Path(path)
+    rows = []
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def _finite(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
