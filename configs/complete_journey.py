@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.data.name = "complete_journey"
 
-    config.sft.epochs = 2  # 346 steps of 8 profiles x 2 chains
+    config.sft.epochs = 1  # 174 steps of 8 profiles x 2 chains
 
     config.osipo.updates = 50
     config.osipo.prompts = 8
