@@ -13,8 +13,8 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from scaletot_jax.lm.config import LMConfig
-from scaletot_jax.lm.huggingface import save_directory
 from scaletot_jax.lm.model import init_params
+from scaletot_jax.lm.save import save_directory
 
 # Words that chain specifications use as one-token codes; repeated in the corpus until each is one token.
 _WORD_LIST = (
@@ -67,7 +67,7 @@ def write_tiny_lm(
 
 
 def random_params(config: LMConfig, seed: int = 0) -> dict[str, Any]:
-    """Parameters like ``init_params`` but with norms that are not one, drawn by NumPy: nothing to compile."""
+    """Parameters like ``init_params`` but with norms that are not one and biases that are not zero, drawn by NumPy: nothing to compile."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int, scale: float, mean: float = 0.0) -> jax.Array:
@@ -78,12 +78,13 @@ def random_params(config: LMConfig, seed: int = 0) -> dict[str, Any]:
         name: draw(config.num_layers, inputs, outputs, scale=inputs**-0.5)
         for name, (inputs, outputs) in config.projections.items()
     }
-    for name in ("attn_norm", "mlp_norm"):
-        layers[name] = draw(config.num_layers, width, scale=0.3, mean=1.0)
+    for name, size in config.vectors.items():
+        mean = 0.0 if name.endswith("_bias") else 1.0 - config.norm_offset
+        layers[name] = draw(config.num_layers, size, scale=0.3, mean=mean)
     params = {
         "embed": draw(config.vocab_size, width, scale=width**-0.5),
         "layers": layers,
-        "final_norm": draw(width, scale=0.3, mean=1.0),
+        "final_norm": draw(width, scale=0.3, mean=1.0 - config.norm_offset),
     }
     if not config.tie_embeddings:
         params["head"] = draw(width, config.vocab_size, scale=width**-0.5)

@@ -2,7 +2,8 @@
 
 A stacked cache carried through a decode loop is copied at every step; separate arrays are updated where they lie.
 The slots of a row need not be contiguous: ``valid`` says which hold a token, and ``count`` gives the next position, so
-right-padded prompts, shared prefixes and trees of alternatives all live in the same structure.
+right-padded prompts, shared prefixes and trees of alternatives all live in the same structure. Models with sliding
+windows also need to know where each slot's token stands, which its slot does not tell.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from scaletot_jax.lm import model
 from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.lm.rope import kind_of, view_at, views
 
 
 class Cache(NamedTuple):
@@ -25,12 +27,14 @@ class Cache(NamedTuple):
       values: L arrays [B, KV, S, hd].
       valid: [B, S] bool, True where a slot holds a token that may be attended to.
       count: [B] int32, tokens seen, which is the position of the next one.
+      positions: [B, S] int32, of the token in each slot, for models with sliding windows; None for all others.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     valid: jax.Array
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a cache
+    positions: jax.Array | None = None
 
     @property
     def size(self) -> int:
@@ -67,17 +71,20 @@ def prefill(
     if valid is None:
         valid = jnp.ones((batch, length), bool)
     mask = jnp.tril(jnp.ones((1, length, length), bool)) & valid[:, None, :]
-    rotation = model.rotary(model.default_positions(valid), config)
+    positions = model.default_positions(valid)
+    seen = views(config, mask, positions)
     spare = ((0, 0), (0, 0), (0, size - length), (0, 0))
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
-        return model.attention(q, k, v, mask), (jnp.pad(k, spare), jnp.pad(v, spare))
-
-    x = model.embed(params, tokens)
+    x = model.embed(params, tokens, config)
     keys, values = [], []
-    for index in range(config.num_layers):
+    for index, kind in enumerate(kind_of(config)):
+        view = view_at(seen, kind)
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask=view.mask) -> tuple[jax.Array, Any]:
+            return model.attention(q, k, v, mask), (jnp.pad(k, spare), jnp.pad(v, spare))
+
         layer, adapter = model.layer_at(params["layers"], index), model.layer_at(lora, index)
-        x, (k, v) = model.block(layer, config, x, rotation, attend, adapter, lora_scale)
+        x, (k, v) = model.block(layer, config, x, view.rotation, attend, adapter, lora_scale)
         keys.append(k)
         values.append(v)
     cache = Cache(
@@ -85,6 +92,7 @@ def prefill(
         tuple(values),
         jnp.pad(valid, ((0, 0), (0, size - length))),
         jnp.sum(valid, axis=1, dtype=jnp.int32),
+        jnp.pad(positions, ((0, 0), (0, size - length))) if config.windows else None,
     )
     return model.finish(params, config, x), cache
 
@@ -121,11 +129,14 @@ def extend(
       hidden [B, T, D] float32 after the final norm, and the cache (the very same one when ``write_at`` is None).
 
     Raises:
-      ValueError: T is larger than the cache, or a concrete ``write_at`` would not fit.
+      ValueError: T is larger than the cache, a concrete ``write_at`` would not fit, or a model with sliding windows
+        gets a cache without positions.
     """
     batch, length = tokens.shape
     if isinstance(write_at, int) and not 0 <= write_at <= cache.size - length:
         raise ValueError(f"{length} tokens at slot {write_at} do not fit a cache of {cache.size} slots")
+    if config.windows and cache.positions is None:
+        raise ValueError("a model with sliding windows needs a cache with positions, as prefill makes it")
     if valid is None:
         valid = jnp.ones((batch, length), bool)
     if offsets is None:
@@ -134,18 +145,25 @@ def extend(
         mask = jnp.tril(jnp.ones((1, length, length), bool))
     mask = jnp.broadcast_to(mask & valid[:, None, :], (batch, length, length))
     old = jnp.broadcast_to(cache.valid[:, None, :], (batch, length, cache.size))
-    rotation = model.rotary(cache.count[:, None] + offsets, config)
+    positions = cache.count[:, None] + offsets
+    slots = written = cache.positions
     if write_at is None:
         full = jnp.concatenate([old, mask], axis=2)
+        if cache.positions is not None:
+            slots = jnp.concatenate([cache.positions, positions], axis=1)
     else:
         full = jax.lax.dynamic_update_slice(old, mask, (0, 0, write_at))
+        if cache.positions is not None:
+            slots = written = jax.lax.dynamic_update_slice(cache.positions, positions, (0, write_at))
+    seen = views(config, full, positions, slots)
 
-    x = model.embed(params, tokens)
+    x = model.embed(params, tokens, config)
     keys, values = [], []
-    for index in range(config.num_layers):
+    for index, kind in enumerate(kind_of(config)):
         old_k, old_v = cache.keys[index], cache.values[index]
+        view = view_at(seen, kind)
 
-        def attend(q, k, v, old_k=old_k, old_v=old_v):
+        def attend(q, k, v, old_k=old_k, old_v=old_v, full=view.mask):
             if write_at is None:
                 return _attend_apart(q, (old_k, old_v), (k, v), full), (old_k, old_v)
             # Write first, then attend to the one array: the old contents are dead, so XLA updates in place.
@@ -154,7 +172,7 @@ def extend(
             return model.attention(q, k, v, full), (k, v)
 
         layer, adapter = model.layer_at(params["layers"], index), model.layer_at(lora, index)
-        x, (k, v) = model.block(layer, config, x, rotation, attend, adapter, lora_scale)
+        x, (k, v) = model.block(layer, config, x, view.rotation, attend, adapter, lora_scale)
         keys.append(k)
         values.append(v)
     hidden = model.finish(params, config, x)
@@ -165,6 +183,7 @@ def extend(
         tuple(values),
         jax.lax.dynamic_update_slice(cache.valid, valid, (0, write_at)),
         cache.count + jnp.sum(valid, axis=1, dtype=jnp.int32),
+        written,
     )
 
 

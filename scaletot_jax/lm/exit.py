@@ -75,4 +75,4 @@ def truncate(
     kept["layers"] = layers[:num_layers] if is_tuple else jax.tree.map(lambda leaf: leaf[:num_layers], layers)
     if exit is not None:
         kept["exit"] = {name: jnp.asarray(exit[name]) for name in ("weight", "bias")}
-    return kept, replace(config, num_layers=num_layers)
+    return kept, replace(config, num_layers=num_layers, windows=config.windows[:num_layers])

@@ -1,4 +1,4 @@
-"""Llama-architecture weights and vocabulary from a GGUF file, memory-mapped, without torch.
+"""A GGUF file, memory-mapped: metadata and dequantised tensors, without torch.
 
 The header is read here (the ``gguf`` package's reader takes seconds for a vocabulary of 49,152 and cannot name the
 tensor that a truncated file lacks); block formats are dequantised by ``gguf.quants``, one tensor at a time.
@@ -10,29 +10,17 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scaletot_jax.errors import DataError
-from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.lm.safetensors_file import release_pages
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-
-# our leaf -> (tensor name after "blk.N.", whether it is a matrix stored as [outputs, inputs])
-_LAYER_TENSORS = {
-    "attn_norm": ("attn_norm.weight", False),
-    "q": ("attn_q.weight", True),
-    "k": ("attn_k.weight", True),
-    "v": ("attn_v.weight", True),
-    "o": ("attn_output.weight", True),
-    "mlp_norm": ("ffn_norm.weight", False),
-    "gate": ("ffn_gate.weight", True),
-    "up": ("ffn_up.weight", True),
-    "down": ("ffn_down.weight", True),
-}
 
 
 class _Tensor(NamedTuple):
@@ -43,7 +31,7 @@ class _Tensor(NamedTuple):
 
 
 class GGUFFile:
-    """An open GGUF file.
+    """An open GGUF file; ``lm.placement.Tensors``.
 
     Args:
       path: the file.
@@ -105,21 +93,23 @@ class GGUFFile:
             raise DataError("a GGUF file lacks a tensor", where=str(self.path), why=f"no '{name}'")
         return self.tensors[name].shape
 
-    def require(self, name: str, shape: tuple[int, ...]) -> None:
-        """DataError where tensor ``name`` is missing or of another shape."""
-        if self.shape(name) != shape:
-            raise DataError(
-                "a tensor has an unexpected shape",
-                where=f"{self.path}, tensor '{name}'",
-                why=f"{list(self.shape(name))} instead of {list(shape)}",
-            )
+    @property
+    def place(self) -> str:
+        return str(self.path)
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Tensor ``name`` as float32, or DataError where it is missing, of another shape or of an unknown format."""
+    def names(self) -> Collection[str]:
+        return self.tensors.keys()
+
+    def release(self, name: str) -> None:
+        release_pages(self._bytes, self.tensors[name].offset, self.tensors[name].size)
+
+    def read(self, name: str) -> np.ndarray:
+        """Tensor ``name`` as float32 (a view where it is stored so), or DataError where it is missing or of an unknown
+        format."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        self.require(name, shape)
+        shape = self.shape(name)
         tensor = self.tensors[name]
         kind = GGMLQuantizationType(tensor.kind)
         raw = np.frombuffer(self._bytes, np.uint8, tensor.size, tensor.offset)
@@ -186,98 +176,3 @@ class GGUFFile:
         values = list(struct.unpack_from(code, self._bytes, self._at))
         self._at += struct.calcsize(code)
         return values
-
-
-def load_gguf(source: str | Path | GGUFFile) -> tuple[LMConfig, dict[str, Any]]:
-    """Reads a model of the ``llama`` architecture.
-
-    Args:
-      source: a path, or a file already open.
-
-    Returns:
-      The configuration and the parameters (layout: ``lm.model.init_params``) as float32 NumPy arrays. GGUF stores the
-      rows of W_q and W_k of this architecture in the order of interleaved rotary pairs; they are put back into the
-      half-split order that ``lm.model.rotate`` turns.
-
-    Raises:
-      DataError: another architecture, rotary scaling, a missing, truncated, misshapen or unknown tensor.
-    """
-    file = source if isinstance(source, GGUFFile) else GGUFFile(source)
-    config = _config(file)
-    width, vocab = config.hidden_size, config.vocab_size
-    known = {"token_embd.weight", "output_norm.weight", "output.weight"}
-    shapes = {leaf: config.projections[leaf] if matrix else (width,) for leaf, (_, matrix) in _LAYER_TENSORS.items()}
-    for index in range(config.num_layers):  # before anything is allocated: a damaged header can ask for terabytes
-        for leaf, (suffix, _) in _LAYER_TENSORS.items():
-            known.add(f"blk.{index}.{suffix}")
-            file.require(f"blk.{index}.{suffix}", shapes[leaf][::-1])
-
-    layers: dict[str, np.ndarray] = {}
-    for leaf, (suffix, _) in _LAYER_TENSORS.items():
-        shape = shapes[leaf]
-        layers[leaf] = np.empty((config.num_layers, *shape), np.float32)
-        for index in range(config.num_layers):
-            tensor = file.tensor(f"blk.{index}.{suffix}", shape[::-1])
-            if leaf in ("q", "k"):
-                tensor = _half_split(tensor, config.num_heads if leaf == "q" else config.num_kv_heads)
-            layers[leaf][index] = tensor.T
-    params: dict[str, Any] = {
-        "embed": file.tensor("token_embd.weight", (vocab, width)),
-        "layers": layers,
-        "final_norm": file.tensor("output_norm.weight", (width,)),
-    }
-    if not config.tie_embeddings:
-        params["head"] = np.ascontiguousarray(file.tensor("output.weight", (vocab, width)).T)
-    unknown = sorted(set(file.tensors) - known)
-    if unknown:
-        raise DataError(
-            "a GGUF file holds tensors that a Llama model does not have",
-            where=f"{file.path}, tensor '{unknown[0]}'",
-            why=f"{len(unknown)} unknown: {', '.join(unknown[:5])}",
-        )
-    return config, params
-
-
-def _config(file: GGUFFile) -> LMConfig:
-    architecture = file.value("general.architecture")
-    if architecture != "llama":
-        raise DataError(
-            "the weights are of another architecture",
-            where=f"{file.path}, general.architecture",
-            why=f"'{architecture}'; only 'llama' is supported",
-            do="use a Llama-architecture model, e.g. SmolLM2",
-        )
-    if file.metadata.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in file.tensors:
-        raise DataError("rotary scaling is not supported", where=str(file.path), why="llama.rope.scaling or rope_freqs")
-    heads, width = file.count("llama.attention.head_count"), file.count("llama.embedding_length")
-    head_dim = file.count("llama.attention.key_length", width // heads)
-    if file.count("llama.rope.dimension_count", head_dim) != head_dim:
-        raise DataError("partial rotary embedding is not supported", where=f"{file.path}, llama.rope.dimension_count")
-
-    def decimal(key: str, default: float | None = None) -> float:
-        """Stored as float32; the shortest decimal that rounds to the same float32 is the number that was meant."""
-        number = file.value(key, default)
-        if not isinstance(number, float) or not 0.0 < number < math.inf:
-            raise DataError("a GGUF file has an impossible constant", where=f"{file.path}, {key}", why=f"{number!r}")
-        return float(str(np.float32(number)))
-
-    return LMConfig(
-        vocab_size=file.shape("token_embd.weight")[0],
-        hidden_size=width,
-        intermediate_size=file.count("llama.feed_forward_length"),
-        num_layers=file.count("llama.block_count"),
-        num_heads=heads,
-        num_kv_heads=file.count("llama.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        rope_theta=decimal("llama.rope.freq_base", 10000.0),
-        rms_norm_eps=decimal("llama.attention.layer_norm_rms_epsilon"),
-        tie_embeddings="output.weight" not in file.tensors,
-        max_positions=file.count("llama.context_length"),
-        eos_id=file.value("tokenizer.ggml.eos_token_id", 2),
-    )
-
-
-def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (head, pair, 2) to (head, 2, pair)."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -49,7 +49,7 @@ def token_log_probs(
         chosen = jnp.arange(config.vocab_size)[None, :] == targets[:, None]
         return jnp.sum(jnp.where(chosen, scores, 0.0), axis=-1) - jax.nn.logsumexp(scores, axis=-1)
 
-    return _in_chunks(rows, chunk, hidden, targets)
+    return in_chunks(rows, chunk, hidden, targets)
 
 
 def candidate_log_probs(
@@ -91,10 +91,10 @@ def candidate_log_probs(
             out = jax.nn.log_softmax(jnp.where(used, scores, _LOW), axis=-1)
         return jnp.where(used, out, -jnp.inf)
 
-    return _in_chunks(rows, chunk, hidden, candidates)
+    return in_chunks(rows, chunk, hidden, candidates)
 
 
-def _in_chunks(function: Callable[..., jax.Array], chunk: int, *arrays: Any) -> jax.Array:
+def in_chunks(function: Callable[..., jax.Array], chunk: int, *arrays: Any) -> jax.Array:
     """Applies a row-wise function to chunks of rows, one after another, recomputed in the backward pass.
 
     A chunk takes every (N / chunk)-th row rather than a block of neighbours, so that rows sharded over devices leave

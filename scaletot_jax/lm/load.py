@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.lm.config import LMConfig
-from scaletot_jax.lm.gguf import GGUFFile, load_gguf
-from scaletot_jax.lm.huggingface import load_directory, weight_files
+from scaletot_jax.lm.gguf import GGUFFile
+from scaletot_jax.lm.gguf_model import load_gguf
+from scaletot_jax.lm.huggingface import load_directory
+from scaletot_jax.lm.safetensors_file import weight_files
 from scaletot_jax.lm.tokenizer import Tokenizer
+from scaletot_jax.parallel.sharding import ShardingRules
 
 # name -> (importable package that carries the file, the file, how to install it)
 _PACKAGES = {
@@ -33,7 +36,7 @@ class LoadedLM:
 
     Attributes:
       config: its shape.
-      params: float32 device arrays, layout of ``lm.model.init_params``.
+      params: device arrays, layout of ``lm.model.init_params``.
       tokenizer: its tokenizer.
       fingerprint: SHA-256 over the files it came from.
     """
@@ -83,11 +86,15 @@ def resolve(name: str | Path) -> Path:
     )
 
 
-def load_model(name: str | Path) -> LoadedLM:
-    """Loads configuration, parameters and tokenizer.
+def load_model(
+    name: str | Path, *, mesh: Mesh | None = None, rules: ShardingRules | None = None, dtype: Any = jnp.float32
+) -> LoadedLM:
+    """Loads configuration, parameters and tokenizer, a tensor (on a mesh: a shard) at a time.
 
     Args:
       name: see :func:`resolve`.
+      mesh, rules: where the parameters go (``parallel.sharding``); None: the default device.
+      dtype: of the parameters; float32 also where the file holds less, as an XLA on CPU is fastest there.
 
     Raises:
       DataError: anything about the files is missing, damaged or of another architecture, or the tokenizer has more
@@ -95,11 +102,11 @@ def load_model(name: str | Path) -> LoadedLM:
     """
     path = resolve(name)
     if path.is_dir():
-        config, params = load_directory(path)
+        config, params = load_directory(path, mesh=mesh, rules=rules, dtype=dtype)
         tokenizer = Tokenizer.from_directory(path)
     else:
         file = GGUFFile(path)
-        config, params = load_gguf(file)
+        config, params = load_gguf(file, mesh=mesh, rules=rules, dtype=dtype)
         tokenizer = Tokenizer.from_gguf(file)
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
@@ -107,7 +114,17 @@ def load_model(name: str | Path) -> LoadedLM:
             where=str(path),
             why=f"it has {tokenizer.vocab_size} ids, the embedding has {config.vocab_size} rows",
         )
-    return LoadedLM(config, jax.tree.map(jnp.asarray, params), tokenizer, fingerprint(path))
+    return LoadedLM(config, params, tokenizer, fingerprint(path))
+
+
+def load_tokenizer(name: str | Path) -> Tokenizer:
+    """The tokenizer of a model without its parameters; ``name`` as for :func:`resolve`.
+
+    Raises:
+      DataError: its files are missing, damaged or of another kind.
+    """
+    path = resolve(name)
+    return Tokenizer.from_directory(path) if path.is_dir() else Tokenizer.from_gguf(GGUFFile(path))
 
 
 def fingerprint(name: str | Path) -> str:

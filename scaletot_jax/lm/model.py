@@ -1,4 +1,4 @@
-"""The Llama forward pass as pure functions over a pytree of parameters.
+"""The forward pass of a decoder-only language model as pure functions over a pytree of parameters.
 
 Parameters: ``embed`` [V, D], ``final_norm`` [D], ``head`` [D, V] where it is not the embedding, ``exit`` {``weight``
 [D, D], ``bias`` [D]} in a truncated model (``lm.exit``), and ``layers``: ``attn_norm``, ``mlp_norm`` [L, D], ``q``
@@ -9,6 +9,11 @@ One layer, for the residual stream x [B, T, D]:
     h = x + W_o · Attention(rope(W_q n), rope(W_k n), W_v n),   n = RMSNorm(x)
     y = h + W_down (silu(W_gate m) ⊙ W_up m),                   m = RMSNorm(h)
 
+Where the configuration says so, and at no cost where it does not (``lm.config``, ``lm.families``): W_q, W_k and W_v add
+``q_bias`` [L, H·hd], ``k_bias``, ``v_bias`` [L, KV·hd] (Qwen2); ``q_norm``, ``k_norm`` [L, hd] normalise each head before
+the rotary turn (Qwen3, Gemma 3); ``post_attn_norm``, ``post_mlp_norm`` [L, D] normalise the two terms before they are
+added, silu is gelu, embeddings are scaled, and a layer may see a window only (Gemma 3; ``lm.rope``).
+
 Matrix products run in the weights' dtype and accumulate in float32; the residual stream, norms, rotary angles and
 softmax are float32.
 
@@ -18,6 +23,7 @@ G = H / KV, hd head width, F feed-forward width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.lm.rope import Rotation, kind_of, rotary, rotate, scan_kinds, view_at, views
+
+__all__ = ["attention", "block", "embed", "finish", "forward", "init_params", "rotary", "rotate", "unstack_layers"]
 
 Params = Mapping[str, Any]
 # (q [B, KV, G·T, hd], k [B, KV, T, hd], v [B, KV, T, hd]) -> (mixed values like q, whatever the caller keeps)
@@ -45,7 +54,7 @@ class LMOutput(NamedTuple):
 
 
 def init_params(config: LMConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """Random parameters: matrices N(0, 1/inputs), embedding N(0, 1/D), norms one."""
+    """Random parameters: matrices N(0, 1/inputs), embedding N(0, 1/D), norms one, biases zero."""
     names = list(config.projections)
     keys = jax.random.split(key, len(names) + 2)
     layers: dict[str, jax.Array] = {}
@@ -53,14 +62,15 @@ def init_params(config: LMConfig, key: jax.Array, dtype: Any = jnp.float32) -> d
         inputs, outputs = config.projections[name]
         values = jax.random.normal(name_key, (config.num_layers, inputs, outputs))
         layers[name] = (values * inputs**-0.5).astype(dtype)
-    for name in ("attn_norm", "mlp_norm"):
-        layers[name] = jnp.ones((config.num_layers, config.hidden_size), dtype)
+    for name, size in config.vectors.items():
+        start = 0.0 if name.endswith("_bias") else 1.0 - config.norm_offset
+        layers[name] = jnp.full((config.num_layers, size), start, dtype)
     scale = config.hidden_size**-0.5
     shape = (config.vocab_size, config.hidden_size)
     params: dict[str, Any] = {
         "embed": (jax.random.normal(keys[-2], shape) * scale).astype(dtype),
         "layers": layers,
-        "final_norm": jnp.ones((config.hidden_size,), dtype),
+        "final_norm": jnp.full((config.hidden_size,), 1.0 - config.norm_offset, dtype),
     }
     if not config.tie_embeddings:
         params["head"] = (jax.random.normal(keys[-1], shape[::-1]) * scale).astype(dtype)
@@ -110,17 +120,20 @@ def forward(
     if mask is None:
         mask = jnp.tril(jnp.ones((1, length, length), bool))
     mask = mask & valid[:, None, :]
-    rotation = rotary(positions, config)
+    seen = views(config, mask, positions)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-        return attention(q, k, v, mask), None
+    def step(x: jax.Array, layer: Params, adapter: Params | None, kind: int | jax.Array | None) -> jax.Array:
+        def run(x: jax.Array, layer: Params, adapter: Params | None) -> jax.Array:
+            view = view_at(seen, kind)  # inside the checkpoint: a picked mask is made again, not kept for every layer
 
-    def step(x: jax.Array, layer: Params, adapter: Params | None) -> jax.Array:
-        return block(layer, config, x, rotation, attend, adapter, lora_scale)[0]
+            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+                return attention(q, k, v, view.mask), None
 
-    if remat:
-        step = jax.checkpoint(step)
-    x = embed(params, tokens)
+            return block(layer, config, x, view.rotation, attend, adapter, lora_scale)[0]
+
+        return (jax.checkpoint(run) if remat else run)(x, layer, adapter)
+
+    x = embed(params, tokens, config)
     states: dict[int, jax.Array] = {}
     if isinstance(params["layers"], Mapping):
         wanted = sorted(set(collect_layers))
@@ -129,16 +142,17 @@ def forward(
 
         def body(carry, inputs):
             x, collected = carry
-            layer, adapter, slot = inputs
-            x = step(x, layer, adapter)
+            layer, adapter, slot, kind = inputs
+            x = step(x, layer, adapter, kind)
             return (x, collected.at[slot].set(x, mode="drop") if wanted else collected), None
 
         collected = jnp.zeros((len(wanted), *x.shape), x.dtype)
-        (x, collected), _ = jax.lax.scan(body, (x, collected), (params["layers"], lora, jnp.asarray(slots)))
+        inputs = (params["layers"], lora, jnp.asarray(slots), scan_kinds(config))
+        (x, collected), _ = jax.lax.scan(body, (x, collected), inputs)
         states = {layer: collected[slot] for slot, layer in enumerate(wanted)}
     else:
-        for index in range(config.num_layers):
-            x = step(x, layer_at(params["layers"], index), layer_at(lora, index))
+        for index, kind in enumerate(kind_of(config)):
+            x = step(x, layer_at(params["layers"], index), layer_at(lora, index), kind)
             states[index + 1] = x
     return LMOutput(finish(params, config, x), tuple(states[layer] for layer in collect_layers))
 
@@ -166,16 +180,19 @@ def layer_at(layers: Any, index: int) -> Any:
 # -- the parts, shared with the cached pass -----------------------------------------------------------------------------
 
 
-def embed(params: Params, tokens: jax.Array) -> jax.Array:
-    """Token embeddings [B, T, D] in float32."""
-    return params["embed"][tokens].astype(jnp.float32)
+def embed(params: Params, tokens: jax.Array, config: LMConfig) -> jax.Array:
+    """Token embeddings [B, T, D] in float32, times the model's scale (in the weights' dtype, as it was trained)."""
+    x = params["embed"][tokens].astype(jnp.float32)
+    if config.embed_scale != 1.0:
+        x = x * jnp.asarray(config.embed_scale, params["embed"].dtype).astype(jnp.float32)
+    return x
 
 
 def finish(params: Params, config: LMConfig, x: jax.Array) -> jax.Array:
     """The exit map of a truncated model, if there is one, then the final norm: [B, T, D] to what the head reads."""
     if "exit" in params:
         x = matmul(x, params["exit"]["weight"]) + params["exit"]["bias"]
-    return rms_norm(x, params["final_norm"], config.rms_norm_eps)
+    return rms_norm(x, params["final_norm"], config.rms_norm_eps, config.norm_offset)
 
 
 def default_positions(valid: jax.Array) -> jax.Array:
@@ -183,25 +200,12 @@ def default_positions(valid: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def rotary(positions: jax.Array, config: LMConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles (arXiv 2104.09864), each [B, T, hd/2] float32."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    frequencies = jnp.asarray(config.rope_theta**-exponents, jnp.float32)
-    angles = positions.astype(jnp.float32)[..., None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (i, i + hd/2) of x [B, T, heads, hd] by their angles."""
-    cos, sin = (part[:, :, None, :] for part in rotation)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """x / √(mean(x²) + ε) ⊙ weight, in float32 (arXiv 1910.07467)."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * weight.astype(jnp.float32)
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """x / √(mean(x²) + ε) ⊙ (offset + weight), in float32 (arXiv 1910.07467)."""
+    x, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
+    if offset:
+        weight = weight + offset
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps) * weight
 
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -244,14 +248,18 @@ def block(
     layer: Mapping[str, jax.Array],
     config: LMConfig,
     x: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
+    rotation: Rotation,
     attend: Attend,
     adapter: Mapping[str, jax.Array] | None,
     adapter_scale: float,
 ) -> tuple[jax.Array, Any]:
-    """One layer (the equations at the top); ``layer`` and ``adapter`` hold that layer's leaves, without the L axis."""
+    """One layer (the equations at the top); ``layer`` and ``adapter`` hold that layer's leaves, without the L axis.
+
+    ``rotation``, and whatever mask ``attend`` applies, are those of this layer (``lm.rope.views``).
+    """
     batch, length, _ = x.shape
     kv, group, width = config.num_kv_heads, config.group_size, config.head_dim
+    norm = functools.partial(rms_norm, eps=config.rms_norm_eps, offset=config.norm_offset)
 
     def project(inputs: jax.Array, name: str) -> jax.Array:
         out = matmul(inputs, layer[name])
@@ -259,15 +267,29 @@ def block(
             out = out + adapter_scale * matmul(matmul(inputs, adapter[f"{name}_a"]), adapter[f"{name}_b"])
         return out
 
-    normed = rms_norm(x, layer["attn_norm"], config.rms_norm_eps)
-    q = rotate(project(normed, "q").reshape(batch, length, kv * group, width), rotation)
+    def heads(inputs: jax.Array, name: str, count: int) -> jax.Array:
+        out = project(inputs, name)
+        if config.qkv_bias:
+            out = out + layer[f"{name}_bias"].astype(jnp.float32)
+        out = out.reshape(batch, length, count, width)
+        return norm(out, layer[f"{name}_norm"]) if config.qk_norm and name != "v" else out
+
+    def add(x: jax.Array, term: jax.Array, name: str) -> jax.Array:
+        return x + (norm(term, layer[name]) if config.post_norms else term)
+
+    normed = norm(x, layer["attn_norm"])
+    q = rotate(heads(normed, "q", kv * group), rotation)
+    if config.query_scale is not None:
+        q = q * (config.query_scale * width**0.5)  # the scores are divided by √hd again
     q = q.reshape(batch, length, kv, group, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv, group * length, width)
-    k = rotate(project(normed, "k").reshape(batch, length, kv, width), rotation).transpose(0, 2, 1, 3)
-    v = project(normed, "v").reshape(batch, length, kv, width).transpose(0, 2, 1, 3)
+    k = rotate(heads(normed, "k", kv), rotation).transpose(0, 2, 1, 3)
+    v = heads(normed, "v", kv).transpose(0, 2, 1, 3)
     dtype = layer["k"].dtype
     mixed, kept = attend(q, k.astype(dtype), v.astype(dtype))
     mixed = mixed.reshape(batch, kv, group, length, width).transpose(0, 3, 1, 2, 4).reshape(batch, length, -1)
-    x = x + project(mixed, "o")
+    x = add(x, project(mixed, "o"), "post_attn_norm")
 
-    normed = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-    return x + project(jax.nn.silu(project(normed, "gate")) * project(normed, "up"), "down"), kept
+    normed = norm(x, layer["mlp_norm"])
+    gate = project(normed, "gate")
+    gate = jax.nn.silu(gate) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+    return add(x, project(gate * project(normed, "up"), "down"), "post_mlp_norm"), kept

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from scaletot_jax.errors import DataError
+from scaletot_jax.lm import gguf_tokenizer
 from scaletot_jax.lm.gguf import GGUFFile
-
-_CONTROL = 3  # GGUF token type of <|im_end|> and the like
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer. Made by :meth:`from_gguf` or :meth:`from_directory`.
+    """A tokenizer. Made by :meth:`from_gguf` or :meth:`from_directory`.
 
     Attributes:
       eos_id: the id that ends a chain.
@@ -52,6 +50,29 @@ class Tokenizer:
         """The id of a token by its name in the vocabulary, e.g. ``"<|im_start|>"``; None where there is none."""
         return self._tokenizer.token_to_id(token)
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the control tokens."""
+        return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every id, for matching text across token borders; a control token such as ``<|im_end|>`` has none."""
+        byte_level = '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str())["decoder"])
+        added = self._tokenizer.get_added_tokens_decoder()
+        out = [b""] * self.vocab_size
+        for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if number >= len(out):
+                continue
+            if number in added:  # some are plain text, such as Gemma's line breaks
+                out[number] = b"" if added[number].special else token.replace("\u2581", " ").encode()
+            elif byte_level:
+                out[number] = bytes(_BYTES[letter] for letter in token)
+            elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+                out[number] = bytes([int(token[3:5], 16)])
+            else:
+                out[number] = token.replace("\u2581", " ").encode()
+        return out
+
     def save(self, path: str | Path) -> None:
         """Writes ``tokenizer.json``."""
         Path(path).write_text(self._tokenizer.to_str(), encoding="utf-8")
@@ -61,25 +82,10 @@ class Tokenizer:
         """The tokenizer inside a GGUF file.
 
         Raises:
-          DataError: no vocabulary, another model than byte-level BPE, or an unknown pre-tokenizer.
+          DataError: no vocabulary, a kind of tokenizer or a pre-tokenizer that is not known.
         """
         file = source if isinstance(source, GGUFFile) else GGUFFile(source)
-        if file.value("tokenizer.ggml.model") != "gpt2":
-            raise DataError(
-                "the tokenizer is not a byte-level BPE",
-                where=f"{file.path}, tokenizer.ggml.model",
-                why=f"'{file.value('tokenizer.ggml.model')}'; only 'gpt2' is supported",
-                do="use a Hugging Face directory with tokenizer.json",
-            )
-        tokens: list[str] = file.value("tokenizer.ggml.tokens")
-        merges = [tuple(merge.split(" ", 1)) for merge in file.value("tokenizer.ggml.merges")]
-        tokenizer = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))  # type: ignore[arg-type]
-        tokenizer.pre_tokenizer = _pre_tokenizer(file)
-        tokenizer.decoder = decoders.ByteLevel()
-        kinds = file.value("tokenizer.ggml.token_type", [0] * len(tokens))
-        control = [token for token, kind in zip(tokens, kinds) if kind == _CONTROL]
-        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-        return cls(tokenizer, file.value("tokenizer.ggml.eos_token_id"))
+        return cls(gguf_tokenizer.build(file), file.value("tokenizer.ggml.eos_token_id"))
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
@@ -104,16 +110,11 @@ class Tokenizer:
         return cls(tokenizer, eos)
 
 
-def _pre_tokenizer(file: GGUFFile):
-    name = file.value("tokenizer.ggml.pre", "default")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if name == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    if name == "gpt-2":
-        return byte_level
-    raise DataError(
-        "the pre-tokenizer of a GGUF file is not known",
-        where=f"{file.path}, tokenizer.ggml.pre",
-        why=f"'{name}'; 'smollm' and 'gpt-2' are",
-        do="use a Hugging Face directory with tokenizer.json",
-    )
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others are moved to 256 and above."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(moved)}
+
+
+_BYTES = _byte_letters()

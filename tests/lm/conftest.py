@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from scaletot_jax.lm.config import LMConfig
-from scaletot_jax.lm.huggingface import save_directory
 from scaletot_jax.lm.load import load_model
+from scaletot_jax.lm.save import save_directory
 
 
 @pytest.fixture(scope="session")

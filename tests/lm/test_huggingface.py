@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.lm.config import LMConfig
-from scaletot_jax.lm.huggingface import load_directory, save_directory
+from scaletot_jax.lm.huggingface import load_directory
+from scaletot_jax.lm.save import save_directory
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -76,8 +77,10 @@ def test_bfloat16_tensors_are_widened(saved, tmp_path):
 
 def test_bad_directories_are_named(saved, tmp_path):
     name = "model.layers.1.self_attn.k_proj.weight"
+    with pytest.raises(DataError, match=r"no 'model\.layers\.0\.self_attn\.k_proj\.bias'"):
+        load_directory(saved(model_type="qwen2"))
     with pytest.raises(DataError, match=r"layers\.0\.bias"):
-        load_directory(saved(lambda content: content.update({"model.layers.0.bias": np.zeros(3, np.float32)})))
+        load_directory(saved(lambda c: c.update({"model.layers.0.bias": np.zeros(3, np.float32)}), model_type="llama"))
     with pytest.raises(DataError, match=r"k_proj\.weight[\s\S]*\[8, 4\]"):
         load_directory(saved(lambda content: content.update({name: np.zeros((8, 4), np.float32)})))
     with pytest.raises(DataError, match=r"no 'model\.layers\.1\.self_attn\.k_proj"):
@@ -85,13 +88,17 @@ def test_bad_directories_are_named(saved, tmp_path):
     with pytest.raises(DataError, match="attention_bias"):
         load_directory(saved(attention_bias=True))
     with pytest.raises(DataError, match="rope_parameters"):
-        load_directory(saved(attention_bias=False, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}))
-    with pytest.raises(DataError, match="qwen2"):
-        load_directory(saved(model_type="qwen2"))
+        load_directory(saved(attention_bias=False, rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}))
+    with pytest.raises(DataError, match=r"lacks a key[\s\S]*factor"):
+        load_directory(saved(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}))
+    with pytest.raises(DataError, match="'phi3'; supported are gemma3, gemma3_text, llama, qwen2, qwen3"):
+        load_directory(saved(model_type="phi3"))
+    with pytest.raises(DataError, match=r"hidden_act[\s\S]*relu"):
+        load_directory(saved(model_type="llama", hidden_act="relu"))
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     saved_config = json.loads((tmp_path / "config.json").read_text())
-    restored = {**saved_config, "model_type": "llama", "rope_parameters": {"rope_type": "default"}}
+    restored = {**saved_config, "hidden_act": "silu", "rope_parameters": {"rope_type": "default"}}
     (tmp_path / "config.json").write_text(json.dumps(restored))
     with pytest.raises(DataError, match="truncated"):
         load_directory(tmp_path)
@@ -108,3 +115,30 @@ def test_an_exit_map_has_no_place_in_the_format(tmp_path):
     params = {**tiny.random_params(config), "exit": {}}
     with pytest.raises(DataError, match="exit map"):
         save_directory(tmp_path, config, params)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_part_of_a_model_with_a_vision_tower_is_read(tmp_path, prefix):
+    config = LMConfig(
+        32, 16, 24, 2, 2, 1, 8, family="gemma3", windows=(4, 0), local_rope_theta=1e4, qk_norm=True, post_norms=True,
+        norm_offset=1.0, activation="gelu_tanh", embed_scale=4.0, query_scale=0.25,
+    )  # fmt: skip
+    params = tiny.random_params(config)
+    save_directory(tmp_path, config, params)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {prefix + name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    vision = {
+        "vision_tower.patch.weight": np.ones((2, 2), np.float32),
+        "multi_modal_projector.w": np.ones(3, np.float32),
+    }
+    save_file({**tensors, **vision}, tmp_path / "model.safetensors")
+    text = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": {}})
+    )
+    read_config, read = load_directory(tmp_path)
+    assert read_config == config
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+    save_file({**tensors, **vision, f"{prefix}layers.0.extra": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match=r"gemma3 family[\s\S]*layers\.0\.extra"):
+        load_directory(tmp_path)

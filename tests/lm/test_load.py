@@ -61,7 +61,7 @@ def test_loading_and_running_needs_no_torch(tiny_lm, tmp_path):
     program = f"""
 import sys
 import jax.numpy as jnp
-from scaletot_jax.lm.gguf import load_gguf
+from scaletot_jax.lm.gguf_model import load_gguf
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.lm.model import forward
 lm = load_model({str(directory)!r})

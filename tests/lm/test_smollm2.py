@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lm.greedy import check_greedy
 
 from scaletot_jax.lm.cache import extend, prefill
 from scaletot_jax.lm.head import logits
@@ -90,30 +91,7 @@ def test_cached_decoding_and_tree(smollm2, case):
 
 
 def test_greedy_text_equals_transformers(smollm2, reference):
-    import torch
-
-    config, params = smollm2.config, unstack_layers(smollm2.params)
-    prompt = np.array([smollm2.tokenizer.encode("The three most popular fruits are")])
-    length, new = prompt.shape[1], 16
-    with torch.no_grad():
-        expected = reference.generate(
-            torch.tensor(prompt), max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
-        )[0, length:].tolist()
-
-    @jax.jit
-    def generate(params, prompt):
-        hidden, cache = prefill(params, config, prompt, size=length + new)
-        first = jnp.argmax(logits(params, config, hidden[:, -1]), axis=-1)
-
-        def step(carry, at):
-            token, cache = carry
-            hidden, cache = extend(params, config, token[:, None], cache, write_at=at)
-            following = jnp.argmax(logits(params, config, hidden[:, -1]), axis=-1)
-            return (following, cache), token
-
-        return jax.lax.scan(step, (first, cache), jnp.arange(length, length + new))[1][:, 0]
-
-    assert generate(params, jnp.asarray(prompt)).tolist() == expected
+    check_greedy(smollm2, reference, prefix=[])
 
 
 def _varied_strings(count):

@@ -74,7 +74,8 @@ def test_bad_directories_are_named(tiny_lm, tmp_path):
 @pytest.mark.parametrize(
     "metadata, match",
     [
-        ([("tokenizer.ggml.model", "llama")], "byte-level"),
+        ([("tokenizer.ggml.model", "bert")], "byte-level"),
+        ([("tokenizer.ggml.model", "llama")], "add_space_prefix"),
         ([("tokenizer.ggml.model", "gpt2")], r"tokenizer\.ggml\.tokens"),
         ([], r"tokenizer\.ggml\.model"),
     ],
@@ -82,3 +83,12 @@ def test_bad_directories_are_named(tiny_lm, tmp_path):
 def test_gguf_without_a_usable_vocabulary_is_refused(small, write_gguf, metadata, match):
     with pytest.raises(DataError, match=match):
         Tokenizer.from_gguf(write_gguf(*small, metadata=metadata))
+
+
+def test_the_bytes_of_the_tokens_join_to_the_text(tiny_lm):
+    table = tiny_lm.tokenizer.token_bytes()
+    assert len(table) == tiny_lm.tokenizer.vocab_size
+    for text in ("A family that buys 12 items.\n", "  é ☃ \t\U0001f600\x00", "Days: few<|im_end|>"):
+        ids = tiny_lm.tokenizer.encode(text, control=False)
+        assert b"".join(table[i] for i in ids) == text.encode()
+    assert table[tiny_lm.tokenizer.eos_id] == b""
