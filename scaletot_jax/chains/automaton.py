@@ -44,7 +44,7 @@ class Grammar(NamedTuple):
     alternative_segment: np.ndarray  # [S, A] segment id of each alternative; differs from `segment` only at a closing
     # token that competes with a longer value (it is structural), and is -3 at padding
     closes: np.ndarray  # [S, A] the segment that this alternative closes, else -1
-    stop: np.ndarray  # [P] ids that free text cannot contain
+    stop: np.ndarray  # [P] ids that free text cannot contain: the closing tokens, and what `compile_chain` was told
 
 
 class SlotCodes(NamedTuple):
@@ -70,6 +70,7 @@ class CompiledChain:
     body_starts: tuple[int, ...]  # [K + 1] the state after each title; the last is `answer_state`
     answer_tokens: np.ndarray  # [Kb] int32 code words
     close_token: int  # the id that ends every segment, where its reasoning state is read
+    marks: frozenset[int]  # ids of the separator, the line break and the end token
     close_states: (
         np.ndarray
     )  # [K, C] int32 states from which segment k's closing token may be emitted, -1 padding. C is
@@ -98,7 +99,7 @@ class CompiledChain:
         if spec.source != "free":
             return codes.ids[self.value_index(slot, value if isinstance(value, str) else str(value))]
         ids = tuple(int(i) for i in (self.encode(" " + value) if isinstance(value, str) else value)) if value else ()
-        bad = [i for i in ids if i < 0 or i in self.grammar.stop]
+        bad = [i for i in ids if i < 0 or i in self._stop]
         if len(ids) > spec.max_tokens or bad:
             raise DataError(
                 f"a text does not fit the free slot '{spec.name}'",

@@ -8,7 +8,7 @@ conditionals along the trie).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -22,13 +22,15 @@ CLOSE = "\n"
 _TOKENIZER = "reword it in the chain specification; encodings depend on the tokenizer of the language model"
 
 
-def compile_chain(spec: ChainSpec, encode: Encode, eos_id: int) -> CompiledChain:
+def compile_chain(spec: ChainSpec, encode: Encode, eos_id: int, *, reserved: Collection[int] = ()) -> CompiledChain:
     """Compiles ``spec`` for one tokenizer.
 
     Args:
       spec: the chain specification.
       encode: text -> token ids, without special tokens.
       eos_id: the id that ends a chain.
+      reserved: more ids that free text cannot contain; :func:`scaletot_jax.chains.reserved.reserved_ids` lists them. They
+        matter to free slots alone.
 
     Raises:
       DataError: the tokenizer makes the chain ambiguous: two values with the same ids, a value or title that contains a
@@ -67,7 +69,7 @@ def compile_chain(spec: ChainSpec, encode: Encode, eos_id: int) -> CompiledChain
     ]
     return CompiledChain(
         spec=spec,
-        grammar=builder.arrays(end),
+        grammar=builder.arrays(end, reserved),
         start=start,
         end=end,
         eos_id=builder.eos,
@@ -77,6 +79,7 @@ def compile_chain(spec: ChainSpec, encode: Encode, eos_id: int) -> CompiledChain
         body_starts=tuple(body_starts),
         answer_tokens=np.asarray(words, np.int32),
         close_token=builder.close,
+        marks=frozenset(builder.stop),
         close_states=_rectangle(close_states),
         encode=encode,
     )
@@ -212,7 +215,7 @@ class _Builder:
             self.add(state, codes.close, after, STRUCTURAL, closes)
         return [leaf, *mixed]
 
-    def arrays(self, end: int) -> Grammar:
+    def arrays(self, end: int, reserved: Collection[int]) -> Grammar:
         width = max(map(len, self.alternatives))
         table = np.empty((len(self.alternatives), width, 4), np.int32)
         table[:] = (-1, end, AFTER_END, -1)
@@ -231,7 +234,7 @@ class _Builder:
             free_next=free_next,
             alternative_segment=table[..., 2].copy(),
             closes=table[..., 3].copy(),
-            stop=np.asarray(sorted(self.stop), np.int32),
+            stop=np.asarray(sorted({*self.stop, *map(int, reserved)}), np.int32),
         )
 
 

@@ -19,7 +19,7 @@ OUT_OF_ORDER = "out_of_order"  # the line stands after one that should follow it
 UNCLOSED = (
     "unclosed"  # the line breaks off after a whole value: another line, the end, or stray text without a closing token
 )
-BAD_ENUM = "bad_enum"  # a token that begins or continues no value of the slot
+BAD_ENUM = "bad_enum"  # a token that begins or continues no value of the slot; in free text, a reserved token
 OVERLONG = "overlong"  # more slots than declared, more free text than max_tokens, or text after the answer
 TRUNCATED = "truncated"  # the response has no end token and stops before this line is complete
 ERRORS = (MISSING, DUPLICATE, OUT_OF_ORDER, UNCLOSED, BAD_ENUM, OVERLONG, TRUNCATED)
@@ -164,10 +164,10 @@ def _fault(compiled: CompiledChain, slot: int, state: int, token: int) -> str:
     close = compiled.slots[slot].close
     if compiled.step(state, close) < 0:  # the value is not whole
         return BAD_ENUM
-    if token in compiled.grammar.stop:  # the other closing token: a slot too many, or a line that ends too early
+    if token in compiled.marks:  # the other closing token: a slot too many, or a line that ends too early
         return OVERLONG if close == compiled.close_token else UNCLOSED
     if compiled.spec.slots[slot].source == "free":
-        return OVERLONG
+        return BAD_ENUM if token < 0 or token in compiled.grammar.stop else OVERLONG
     return BAD_ENUM if compiled.grammar.slot[state] >= 0 else UNCLOSED
 
 

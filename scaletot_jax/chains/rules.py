@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from scaletot_jax.errors import DataError
 
@@ -33,6 +33,15 @@ def _check_cuts(cuts: tuple[float, ...]) -> tuple[float, ...]:
     if any(not math.isfinite(cut) for cut in cuts) or any(low >= high for low, high in pairwise(cuts)):
         raise ValueError("cuts must be finite and strictly ascending")
     return cuts
+
+
+Cuts = Annotated[tuple[float, ...], Field(min_length=1), AfterValidator(_check_cuts)]
+
+
+def _bin(record: Record, field: str, cuts: Cuts) -> int | None:
+    """i = #{cuts ≤ x} of a number x: bin 0 lies below the first cut. ``None`` where the field has no value."""
+    number = _number(record, field)
+    return None if number is None else bisect_right(cuts, number)
 
 
 class Presence(Strict):
@@ -60,10 +69,8 @@ class Thresholds(Strict):
 
     kind: Literal["thresholds"]
     field: str
-    cuts: tuple[float, ...] = Field(min_length=1)
+    cuts: Cuts
     names: tuple[str, ...]
-
-    _cuts = field_validator("cuts")(_check_cuts)
 
     @model_validator(mode="after")
     def _one_more_name(self) -> Thresholds:
@@ -80,8 +87,8 @@ class Thresholds(Strict):
         yield self.field
 
     def apply(self, record: Record) -> str:
-        number = _number(record, self.field)
-        return UNKNOWN if number is None else self.names[bisect_right(self.cuts, number)]
+        place = _bin(record, self.field, self.cuts)
+        return UNKNOWN if place is None else self.names[place]
 
 
 class Mapped(Strict):
@@ -151,10 +158,8 @@ class Axis(Strict):
     (e.g. "no last visit" counts as "long ago"); without it the slot is unknown."""
 
     field: str
-    cuts: tuple[float, ...] = Field(min_length=1)
+    cuts: Cuts
     when_missing: int | None = None
-
-    _cuts = field_validator("cuts")(_check_cuts)
 
     @model_validator(mode="after")
     def _bin_exists(self) -> Axis:
@@ -163,10 +168,8 @@ class Axis(Strict):
         return self
 
     def bin(self, record: Record) -> int | None:
-        number = _number(record, self.field)
-        if number is not None:
-            return bisect_right(self.cuts, number)
-        return self.when_missing if self.field in record else None
+        place = _bin(record, self.field, self.cuts)
+        return self.when_missing if place is None and self.field in record else place
 
 
 class Grid(Strict):

@@ -29,6 +29,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from scaletot_jax.chains.rules import UNKNOWN, Record, RuleSpec, Strict, all_missing, evaluate
 from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.strict_yaml import load_yaml
 
 SPEC_FOLDER = Path(__file__).resolve().parent.parent / "specs"
 
@@ -50,9 +51,10 @@ class SlotSpec(Strict):
     source: Literal["rule", "scored", "free"]
     values: tuple[str, ...] = ()  # the enum; in ascending order where `ordered`
     ordered: bool = False
-    stems: tuple[str, ...] = ()  # paraphrases of the text that precedes the value when the teacher scores it
+    stems: tuple[str, ...] = ()  # paraphrases of the text that precedes the value when the teacher scores it; a free
+    # slot may have one, after which the teacher writes
     rule: RuleSpec | None = None
-    unknown_when_missing: tuple[str, ...] = ()  # scored slots: "unknown" if all of these fields are missing
+    unknown_when_missing: tuple[str, ...] = ()  # "unknown" (free slots: no text) if all of these fields are missing
     polarity: Polarity | None = None
     max_tokens: int = Field(default=0, ge=0)  # free slots
 
@@ -67,7 +69,9 @@ class SlotSpec(Strict):
         if self.source == "free":
             if self.max_tokens < 1:
                 return "a free slot needs max_tokens of at least 1"
-            return "a free slot takes no values and no rule" if self.values or self.rule else ""
+            if self.values or self.rule or self.ordered or self.polarity:
+                return "a free slot takes no values, no rule, no order and no polarity"
+            return _free_stem_problem(self.stems)
         if self.max_tokens:
             return "max_tokens belongs to free slots"
         if UNKNOWN not in self.values:
@@ -83,7 +87,7 @@ class SlotSpec(Strict):
             stray = [value for value in self.rule.values() if value not in self.values]
             if stray:
                 return f"its rule gives {stray[0]!r}, which is not among the values {list(self.values)}"
-            return "unknown_when_missing belongs to scored slots" if self.unknown_when_missing else ""
+            return "unknown_when_missing belongs to scored and free slots" if self.unknown_when_missing else ""
         if self.rule is not None:
             return "a scored slot takes no rule"
         if len(self.scored_values) < 2:
@@ -187,6 +191,11 @@ class ChainSpec(Strict):
         return tuple(slot for segment in self.segments for slot in segment.slots)
 
     @cached_property
+    def free_slots(self) -> tuple[int, ...]:
+        """Numbers of the slots of :attr:`slots` that hold free text."""
+        return tuple(i for i, slot in enumerate(self.slots) if slot.source == "free")
+
+    @cached_property
     def segment_of_slot(self) -> tuple[int, ...]:
         """The segment of each slot of :attr:`slots`."""
         return tuple(k for k, segment in enumerate(self.segments) for _ in segment.slots)
@@ -246,7 +255,7 @@ def load_spec(name_or_path: str | Path) -> ChainSpec:
             do=f"give a YAML file or one of the built-in names: {', '.join(builtin_specs())}",
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
+        content = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError("the chain specification is not readable YAML", where=str(path), why=str(error)) from error
     return parse_spec(content, where=str(path))
@@ -292,6 +301,14 @@ def _stem_problem(stems: tuple[str, ...]) -> str:
     return ""
 
 
+def _free_stem_problem(stems: tuple[str, ...]) -> str:
+    if len(stems) > 1:
+        return "stems: a free slot takes at most one, because its text is written once"
+    if any(not stem or stem != stem.strip() or any(mark in stem for mark in ";\n") for stem in stems):
+        return "stems: it carries no outer spaces, no ';' and no line break (it stands inside the chain's line)"
+    return ""
+
+
 def _key_path(location: tuple[int | str, ...]) -> str:
     path = ""
     for i, part in enumerate(location):
@@ -301,20 +318,3 @@ def _key_path(location: tuple[int | str, ...]) -> str:
         elif not (i and (location[i - 1] == "rule" or (i > 1 and location[i - 2] == "of"))):
             path += f".{part}" if path else part
     return path or "(top level)"
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a later key silently replace an earlier one; here that is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict, set)):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} occurs twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)

@@ -5,7 +5,8 @@ In state s with alternatives c_1 … c_A (token ids) and hidden state h
     π_τ(c_a | s, h) = softmax_a( h · w_{c_a} / τ )
 
 over the alternatives alone, for sampling and for training alike: every rollout is a valid chain, and a forced token has
-log-probability 0. The temperature τ belongs to the policy: sampler and trainer apply it in this one module, so their
+log-probability 0. Where a slot is free text the alternatives are the vocabulary, see :mod:`scaletot_jax.student.free_text`;
+a grammar without such slots has none of it in its programs. The temperature τ belongs to the policy: sampler and trainer apply it in this one module, so their
 log-probabilities agree at every temperature.
 
 Shape letters: R tokens of a chain, A alternatives, D model width, S grammar states, K segments, Kb answer buckets.
@@ -21,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.chains.grammar import CompiledChain
-from scaletot_jax.errors import DataError
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.head import candidate_log_probs
+from scaletot_jax.student.free_text import FreeText, free_text, text_log_probs, writes
 
 _LOW = -1e30  # log-probability of an alternative that is not there; finite, so that gradients stay finite
 PADDING = -3  # segment id of what is no token of the chain
@@ -39,6 +40,7 @@ class GrammarArrays(NamedTuple):
       closes: [S, A] the segment whose line this alternative closes, −1 otherwise.
       start, end, answer_state: scalar states.
       answer_places: [Kb] column of each bucket's token among the alternatives of the answer state.
+      free: the states of free text, whose only listed alternative is the closing token; None where there are none.
     """
 
     tokens: jax.Array
@@ -49,22 +51,12 @@ class GrammarArrays(NamedTuple):
     end: jax.Array
     answer_state: jax.Array
     answer_places: jax.Array
+    free: FreeText | None = None
 
 
 def grammar_arrays(chain: CompiledChain) -> GrammarArrays:
-    """The device form of a compiled chain.
-
-    Raises:
-      DataError: the chain has a free-text slot: its tokens are not a short list of alternatives.
-    """
-    free = [slot.name for slot in chain.spec.slots if slot.source == "free"]
-    if free:
-        raise DataError(
-            f"the student cannot be trained on the free-text slot '{free[0]}'",
-            where=f"chain specification '{chain.spec.name}'",
-            why="its policy is a choice among the listed values of rule and scored slots",
-            do="use a specification whose slots are 'rule' or 'scored'",
-        )
+    """The device form of a compiled chain. Chains with free text are compiled with their reserved ids, by
+    :func:`scaletot_jax.chains.reserved.compile_for`."""
     grammar = chain.grammar
     row = grammar.token[chain.answer_state]
     places = [int(np.flatnonzero(row == token)[0]) for token in chain.answer_tokens]
@@ -77,6 +69,7 @@ def grammar_arrays(chain: CompiledChain) -> GrammarArrays:
         end=jnp.int32(chain.end),
         answer_state=jnp.int32(chain.answer_state),
         answer_places=jnp.asarray(places, jnp.int32),
+        free=free_text(grammar),
     )
 
 
@@ -157,19 +150,40 @@ def token_log_probs(
     tempered = temper(plain, candidates, temperature)
     answers = (valid & (states == grammar.answer_state))[..., None]
     buckets = plain[..., grammar.answer_places]
-    return TokenLogProbs(
-        pick(tempered, candidates, tokens, valid),
-        entropy(tempered, candidates, valid),
-        jnp.sum(jnp.where(answers, buckets, 0.0), axis=-2),
-    )
+    logps, entropies = pick(tempered, candidates, tokens, valid), entropy(tempered, candidates, valid)
+    if grammar.free is not None:
+        text = text_log_probs(params, config, hidden, grammar.free, states, tokens, valid, temperature=temperature)
+        here = writes(grammar.free, states, valid)
+        logps, entropies = jnp.where(here, text.logps, logps), jnp.where(here, text.entropy, entropies)
+    return TokenLogProbs(logps, entropies, jnp.sum(jnp.where(answers, buckets, 0.0), axis=-2))
 
 
-def label_tokens(table: jax.Array, grammar: GrammarArrays, states: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Looks up a [S, A] table (``segments``, ``closes``) at the alternatives that were chosen, int32 [...]."""
-    place = jnp.argmax(grammar.tokens[states] == tokens[..., None], axis=-1)
-    return jnp.take_along_axis(table[states], place[..., None], axis=-1)[..., 0]
+def taught_tokens(grammar: GrammarArrays, states: jax.Array, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+    """The tokens [..., A] that a row of teacher targets speaks of: the alternatives of each state, −1 = none.
+
+    In a free state the teacher gives the written token alone, which then stands in the first column.
+    """
+    candidates = grammar.tokens[jnp.where(valid, states, grammar.start)]
+    if grammar.free is None:
+        return candidates
+    first = jnp.where(writes(grammar.free, states, valid), tokens, candidates[..., 0])
+    return jnp.concatenate([first[..., None], candidates[..., 1:]], axis=-1)
+
+
+def _chosen(table: jax.Array, grammar: GrammarArrays, states: jax.Array, tokens: jax.Array, text: Any) -> jax.Array:
+    """Looks up a [S, A] table at the alternatives that were chosen, int32 [...]; ``text`` at tokens of free text."""
+    match = grammar.tokens[states] == tokens[..., None]
+    place = jnp.argmax(match, axis=-1)
+    found = jnp.take_along_axis(table[states], place[..., None], axis=-1)[..., 0]
+    return found if grammar.free is None else jnp.where(match.any(-1), found, text)
 
 
 def segment_ids(grammar: GrammarArrays, states: jax.Array, tokens: jax.Array, valid: jax.Array) -> jax.Array:
-    """Segment id of each token [...]: 0..K−1 content, −1 structural, −2 answer, −3 padding."""
-    return jnp.where(valid, label_tokens(grammar.segments, grammar, states, tokens), PADDING).astype(jnp.int32)
+    """Segment id of each token [...]: 0..K−1 content (free text too), −1 structural, −2 answer, −3 padding."""
+    text = None if grammar.free is None else grammar.free.segments[jnp.maximum(grammar.free.number[states], 0)]
+    return jnp.where(valid, _chosen(grammar.segments, grammar, states, tokens, text), PADDING).astype(jnp.int32)
+
+
+def closed_segments(grammar: GrammarArrays, states: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The segment whose line each token [...] closes, −1 where it closes none."""
+    return _chosen(grammar.closes, grammar, states, tokens, -1)

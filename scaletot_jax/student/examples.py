@@ -102,4 +102,5 @@ def _encode(row: Mapping[str, Any], chain: CompiledChain) -> tuple[list[int], np
     ids = chain.serialize(row["values"], bucket)
     distributions = [p if p else None for p in row["distributions"]]
     targets = chain.token_targets(distributions, answer.tolist(), row["values"])
+    targets[~targets.any(axis=1), 0] = 1  # free text: the token itself, which the loss puts in the first column
     return ids, states_of(chain, ids), targets, float(row["weight"])

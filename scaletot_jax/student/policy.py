@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from scaletot_jax.chains.automaton import CompiledChain
-from scaletot_jax.chains.grammar import compile_chain
+from scaletot_jax.chains.reserved import compile_for
 from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.files import read_arrays
@@ -19,6 +19,7 @@ from scaletot_jax.lm import lora as lora_module
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.load import LoadedLM, load_model
+from scaletot_jax.lm.padding import round_up
 from scaletot_jax.lm.tokenizer import Tokenizer
 from scaletot_jax.profiles.prompt_ids import fit_profile
 from scaletot_jax.run import Run
@@ -95,7 +96,7 @@ def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = No
 def build_student(run: Run, params: dict[str, Any], config: LMConfig, tokenizer: Tokenizer) -> Student:
     """The student with a fresh adapter, drawn from the run's seed."""
     settings = run.config["student"]
-    chain = compile_chain(spec_of_run(run.config), tokenizer.encode, tokenizer.eos_id)
+    chain = compile_for(spec_of_run(run.config), tokenizer, config.vocab_size)
     key = jax.random.fold_in(jax.random.key(run.config["seed"]), ADAPTER_STREAM)
     return Student(
         config=config,
@@ -154,7 +155,3 @@ def encode_prompts(
         tokens[row, : len(values)] = values
         valid[row, : len(values)] = True
     return tokens, valid, cut
-
-
-def round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

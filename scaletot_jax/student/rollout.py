@@ -20,6 +20,7 @@ from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.lora import merge
 from scaletot_jax.lm.model import unstack_layers
 from scaletot_jax.student.constrained import GrammarArrays, alternative_log_probs, entropy, pick, segment_ids, temper
+from scaletot_jax.student.free_text import FreeText, read, text_logits, writes
 
 
 class Rollouts(NamedTuple):
@@ -89,7 +90,8 @@ def sample_chains(
       temperature: τ of the policy that samples.
 
     Returns:
-      Rollouts. Only the logits of the alternatives are computed, never V of them.
+      Rollouts. Only the logits of the alternatives are computed, and V of them a request only while some request is in a
+      slot of free text.
     """
     # Decoding reads every weight at every step: one merged array a layer instead of slices and two more products.
     params = unstack_layers(params if lora is None else merge(params, lora, lora_scale))
@@ -129,6 +131,12 @@ def sample_chains(
         choice = jnp.argmax(tempered + noise, axis=-1)[:, None]
         token = jnp.where(alive, jnp.take_along_axis(candidates, choice, axis=1)[:, 0], 0)
         following = jnp.take_along_axis(grammar.next_states[loop.state], choice, axis=1)[:, 0]
+        drawn = None
+        if grammar.free is not None:
+            logps, plain_logps = (pick(which, candidates, token, alive) for which in (tempered, plain))
+            drawn = _Drawn(token, following, logps, plain_logps, entropy(tempered, candidates, alive))
+            drawn = _draw_text(params, config, grammar.free, loop, alive, flat_keys, temperature, drawn)
+            token, following = drawn.token, drawn.following
         answering = (loop.state == grammar.answer_state)[:, None]
         answer = jax.nn.softmax(plain[:, grammar.answer_places], axis=-1)
         hidden, cache = extend(
@@ -150,9 +158,9 @@ def sample_chains(
             cache=cache,
             tokens=put(loop.tokens, token),
             states=put(loop.states, loop.state),
-            logps=put(loop.logps, pick(tempered, candidates, token, alive)),
-            plain=put(loop.plain, pick(plain, candidates, token, alive)),
-            entropy=put(loop.entropy, entropy(tempered, candidates, alive)),
+            logps=put(loop.logps, pick(tempered, candidates, token, alive) if drawn is None else drawn.logps),
+            plain=put(loop.plain, pick(plain, candidates, token, alive) if drawn is None else drawn.plain),
+            entropy=put(loop.entropy, entropy(tempered, candidates, alive) if drawn is None else drawn.entropy),
             answers=jnp.where(answering, answer, loop.answers),
         )
 
@@ -174,3 +182,43 @@ def sample_chains(
         answers=split(loop.answers),
         complete=split(loop.state == grammar.end),
     )
+
+
+class _Drawn(NamedTuple):
+    """One step's outcome, each [B]."""
+
+    token: jax.Array
+    following: jax.Array
+    logps: jax.Array
+    plain: jax.Array
+    entropy: jax.Array
+
+
+def _draw_text(
+    params: Mapping[str, Any],
+    config: LMConfig,
+    free: FreeText,
+    loop: _Loop,
+    alive: jax.Array,
+    keys: jax.Array,
+    temperature: float | jax.Array,
+    listed: _Drawn,
+) -> _Drawn:
+    """``listed``, with the requests that write free text drawn from the vocabulary instead.
+
+    In a free state the one listed alternative is the closing token, so where that is drawn ``listed.following`` holds.
+    """
+    here = writes(free, loop.state, alive)
+    number = jnp.maximum(free.number[loop.state], 0)
+    closes = free.closes[number]
+
+    def draw() -> _Drawn:
+        scores = text_logits(params, config, loop.hidden, free, closes)
+        noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, loop.step), scores.shape[1:]))(keys)
+        token = jnp.argmax(scores / temperature + noise, axis=-1).astype(listed.token.dtype)
+        text = read(scores, token, temperature)
+        following = jnp.where(token == closes, listed.following, free.next_states[number])
+        fresh = _Drawn(token, following, text.logps, text.plain_logps, text.entropy)
+        return jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, listed)
+
+    return jax.lax.cond(jnp.any(here), draw, lambda: listed)

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on teacher chains: the loss and one update, as pure functions.
 
 At every token of a chain the teacher gives a distribution p over the alternatives of the grammar state (one-hot where
-the text is forced), and the student minimises
+the text is forced, and one-hot at the written token where a slot is free text), and the student minimises
 
     L = Σ_bnr w_bnr · ( −Σ_a p_bnra log π(c_a | prefix) ) / Σ_bnr w_bnr
 
@@ -24,7 +24,7 @@ from scaletot_jax.lm.head import candidate_log_probs
 from scaletot_jax.losses import mean_loss, soft_cross_entropy
 from scaletot_jax.parallel.sharding import ShardingRules, constrain
 from scaletot_jax.student.adapter import Adapter, TrainState, apply_gradients
-from scaletot_jax.student.constrained import GrammarArrays
+from scaletot_jax.student.constrained import GrammarArrays, taught_tokens
 from scaletot_jax.student.packing import pack, predicting_states
 
 
@@ -37,7 +37,8 @@ class SFTBatch(NamedTuple):
       chains: [B, N, R] int32.
       chain_valid: [B, N, R] bool.
       states: [B, N, R] int32, grammar state before each token.
-      targets: [B, N, R, A] float32, the teacher's distribution over the alternatives of each state.
+      targets: [B, N, R, A] float32, the teacher's distribution over the alternatives of each state, or 1 in the first
+        column for the token itself where the state is free, see :func:`scaletot_jax.student.constrained.taught_tokens`.
       weights: [B, N] float32, weight of each chain.
     """
 
@@ -75,7 +76,7 @@ def sft_loss(
     hidden = predicting_states(params, config, packed, lora=lora, lora_scale=lora_scale, remat=remat)
     if rules is not None:
         hidden = constrain(hidden, "batch", None, "tokens", "activation", rules=rules)
-    candidates = grammar.tokens[jnp.where(batch.chain_valid, batch.states, grammar.start)]
+    candidates = taught_tokens(grammar, batch.states, batch.chains, batch.chain_valid)
     log_probs = candidate_log_probs(
         params,
         config,

@@ -20,9 +20,10 @@ import numpy as np
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.model import forward
-from scaletot_jax.student.constrained import GrammarArrays, label_tokens
+from scaletot_jax.lm.padding import round_up
+from scaletot_jax.student.constrained import GrammarArrays, closed_segments
 from scaletot_jax.student.packing import gather, pack
-from scaletot_jax.student.policy import PROMPT_MULTIPLE, Student, encode_prompts, round_up
+from scaletot_jax.student.policy import PROMPT_MULTIPLE, Student, encode_prompts
 from scaletot_jax.student.rollout import Rollouts, request_keys, sample_chains
 
 
@@ -42,7 +43,7 @@ class ReasoningStates(NamedTuple):
 
 def closing_places(rollouts: Rollouts, grammar: GrammarArrays, num_segments: int) -> jax.Array:
     """Position of each segment's closing token within its chain, int32 [U, N, K]."""
-    closes = label_tokens(grammar.closes, grammar, rollouts.states, rollouts.tokens)
+    closes = closed_segments(grammar, rollouts.states, rollouts.tokens)
     closes = jnp.where(rollouts.valid, closes, -1)
     return jnp.argmax(closes[..., None] == jnp.arange(num_segments), axis=2).astype(jnp.int32)
 

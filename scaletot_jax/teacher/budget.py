@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from scaletot_jax.teacher.dialogue import Answer, Draw
+
+class Reply(Protocol):
+    """Whatever answers a call: it says how many tokens it took."""
+
+    @property
+    def tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Ledger:
             and self.samples + samples <= self.bounds.max_samples
         )
 
-    def charge(self, replies: Sequence[Draw | Answer], announced: int, samples: int) -> None:
+    def charge(self, replies: Sequence[Reply], announced: int, samples: int) -> None:
         spent = sum(reply.tokens for reply in replies)
         if spent > announced:
             raise ValueError(f"replies cost {spent} tokens, but at most {announced} were announced before the call")

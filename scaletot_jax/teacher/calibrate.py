@@ -8,6 +8,8 @@ A small model's raw probabilities mostly say which words it likes. Batch calibra
 among the pilot's, with the disagreement between wordings:
 
     u = ½ · CDF( H(p) / ln V ) + ½ · JSD(p_1 … p_J) / ln J        in [0, 1]
+
+or either term alone (``teacher.guide``), which the ablation of ``benchmarks/teacher_ablation.py`` compares.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+
+GUIDES = {"both": (0.5, 0.5), "entropy": (1.0, 0.0), "disagreement": (0.0, 1.0)}  # weights of the two terms of u
 
 
 def softmax(scores: ArrayLike) -> Array:
@@ -77,9 +81,14 @@ def mid_rank(sample: ArrayLike, x: ArrayLike) -> Array:
     return (np.searchsorted(ordered, value, "left") + np.searchsorted(ordered, value, "right")) / (2 * len(ordered))
 
 
-def uncertainty(sample: ArrayLike, node_entropy: ArrayLike, node_disagreement: ArrayLike) -> Array:
-    """u of the module's docstring; ``sample`` holds the pilot's entropies of the same segment."""
-    return 0.5 * mid_rank(sample, node_entropy) + 0.5 * np.asarray(node_disagreement, np.float64)
+def uncertainty(sample: ArrayLike, node_entropy: ArrayLike, node_disagreement: ArrayLike, guide: str = "both") -> Array:
+    """u of the module's docstring; ``sample`` holds the pilot's entropies of the same segment.
+
+    Args:
+      guide: ``both`` (equal weights), or ``entropy`` or ``disagreement`` alone.
+    """
+    by_entropy, by_spread = GUIDES[guide]
+    return by_entropy * mid_rank(sample, node_entropy) + by_spread * np.asarray(node_disagreement, np.float64)
 
 
 def agreement(log_probs: ArrayLike, mean: ArrayLike) -> float:

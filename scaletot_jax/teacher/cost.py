@@ -60,7 +60,7 @@ def plan_cost(
 
     Returns:
       ``pilot`` and ``search``, each with ``profiles``, ``calls_per_profile`` and ``tokens_per_profile``, and ``total``
-      with ``calls`` and ``tokens``. Assumed: every slot is judged, the wider paths of the beam are new, the best path was
+      with ``calls`` and ``tokens``. Assumed: every slot is judged or written in full, the wider paths of the beam are new, the best path was
       already scored in the pilot, and revisions happen at their quantile. Bounds of the configuration cap the search.
     """
 
@@ -91,6 +91,8 @@ def plan_cost(
     calls = 1 + beam * len(scored) + refined + beam
     tokens = profile_tokens + answer + beam * (sum(scored) + leads[-1] + answer)
     tokens += refined * (sum(revision) / len(revision) if revision else 0)
+    calls += beam * len(spec.free_slots)
+    tokens += beam * _writing_tokens(spec, ids)
     calls, tokens = min(calls, teacher["max_calls"]), min(tokens, teacher["max_tokens"])
     # The pilot's profiles are searched too, with their first path and the direct answer already in the store.
     known = min(1.0, teacher["pilot_profiles"] / max(1, teacher["num_profiles"]))
@@ -130,8 +132,24 @@ def _lead_bound(spec: ChainSpec, fixed: Sequence[Sequence[int]], ids: Ids) -> in
     """Most tokens that the text of the first segments can have, given the values that are facts."""
     total = 0
     for segment, facts in zip(spec.segments, fixed):
-        total += len(ids((f"{segment.title}:", "\n"))) + (len(segment.slots) - 1) * len(ids((";",)))
-        for slot, value in zip(segment.slots, facts):
+        shown = [(slot, value) for slot, value in zip(segment.slots, facts) if slot.source != "free"]
+        if shown:
+            total += len(ids((f"{segment.title}:", "\n"))) + (len(shown) - 1) * len(ids((";",)))
+        for slot, value in shown:
             options = slot.values if value == NO_VALUE else (slot.values[value],)
-            total += max((len(ids((f" {option}",))) for option in options), default=slot.max_tokens)
+            total += max(len(ids((f" {option}",))) for option in options)
+    return total
+
+
+def _writing_tokens(spec: ChainSpec, ids: Ids) -> int:
+    """Most tokens that writing all free slots of one chain can take: each reads the chain before it."""
+    total = before = 0
+    for i, slot in enumerate(spec.slots):
+        segment = spec.segments[spec.segment_of_slot[i]]
+        before += len(ids((f"{segment.title}:", "\n"))) if slot is segment.slots[0] else len(ids((";",)))
+        if slot.source == "free":
+            total += before + len(ids(tuple(f" {stem}" for stem in slot.stems))) + slot.max_tokens
+            before += slot.max_tokens
+        else:
+            before += max(len(ids((f" {value}",))) for value in slot.values)
     return total

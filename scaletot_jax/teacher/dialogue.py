@@ -1,4 +1,4 @@
-"""What the search and the language model say to each other: questions about one profile, and the replies."""
+"""What search, writing and language model say to each other: requests about one profile, and the replies."""
 
 from __future__ import annotations
 
@@ -52,3 +52,39 @@ class Ask(NamedTuple):
     segment: int = -1
     slot: int = -1
     conflict: tuple[int, int] = (NO_VALUE, NO_VALUE)
+
+
+class TextRequest(NamedTuple):
+    """A text to be written after one profile.
+
+    Attributes:
+      profile: row of the batch.
+      lead: the chain so far as pieces of text, up to the place of the text; no space follows.
+      close: the mark that ends the text, ";" or a line break.
+      max_tokens: most tokens of the text.
+    """
+
+    profile: int
+    lead: tuple[str, ...]
+    close: str
+    max_tokens: int
+
+
+class Draft(NamedTuple):
+    """What the model wrote.
+
+    Attributes:
+      text: as decoded.
+      ids: its tokens, at most ``max_tokens``; empty where the writer does not know them.
+      log_probs: of each token under the model's own distribution (nothing masked), nats.
+      entropies: of that distribution at each token, nats.
+      closed: whether the model ended it; False where ``max_tokens`` did.
+      tokens: read and written, which count against the bound.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    entropies: tuple[float, ...]
+    closed: bool
+    tokens: int

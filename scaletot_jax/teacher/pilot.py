@@ -155,12 +155,13 @@ def decide(
     paraphrases: int,
     quantile: float,
     base_rate: Sequence[float] | None,
+    guide: str = "both",
     dropped: Mapping[str, Any] | None = None,
 ) -> tuple[Calibration, dict[str, Any]]:
     """All decisions that follow from the pilot's scores, each with its evidence.
 
     Args:
-      paraphrases, quantile: from the configuration's teacher section.
+      paraphrases, quantile, guide: from the configuration's teacher section.
       base_rate: [Kb] aggregate bucket shares of the training rows, or None for no shift.
       dropped: slots that failed the polarity test.
     """
@@ -183,7 +184,7 @@ def decide(
                     judged.setdefault(row, []).append((float(h), float(d)))
         nodes = np.asarray([np.mean(judged[row], axis=0) for row in sorted(judged)]).reshape(-1, 2)
         sample = np.sort(nodes[:, 0])
-        u = calibrate.uncertainty(sample, nodes[:, 0], nodes[:, 1])
+        u = calibrate.uncertainty(sample, nodes[:, 0], nodes[:, 1], guide)
         entropies[segment.name] = sample
         thresholds[segment.name] = float(np.quantile(u, quantile)) if len(u) else 1.0
         if len(u):
@@ -195,7 +196,7 @@ def decide(
                 "entropy_quartiles": np.quantile(sample, (0.25, 0.5, 0.75)).tolist(),
                 "above_threshold": float((u > thresholds[segment.name]).mean()),
             }
-    calibration = Calibration(pilot.mode, stems, means, prior, entropies, thresholds, frozenset(dropped))
+    calibration = Calibration(pilot.mode, stems, means, prior, entropies, thresholds, frozenset(dropped), guide)
     report = {
         "wordings": wording_evidence,
         "thresholds": evidence,

@@ -19,7 +19,8 @@ from scaletot_jax.chains.spec import ChainSpec
 TEMPLATE = 1  # raise it when the text changes; it enters the store's keys
 
 Encode = Callable[[str], list[int]]
-Path = tuple[tuple[str, ...], ...]  # the values of the segments decided so far, one tuple a segment
+# The values of the segments decided so far, one tuple a segment; None: free text that is not written yet.
+Path = tuple[tuple[str | None, ...], ...]
 
 
 def instruction_text(spec: ChainSpec) -> str:
@@ -28,13 +29,43 @@ def instruction_text(spec: ChainSpec) -> str:
 
 
 def chain_pieces(spec: ChainSpec, path: Path) -> list[str]:
-    """The decided segments as the pieces of a chain: ``["Context:", " settled", ";", " couple", "\\n", ...]``."""
+    """The decided segments as the pieces of a chain: ``["Context:", " settled", ";", " couple", "\\n", ...]``.
+
+    What is not written yet is not there, neither its place nor, where nothing else stands in it, its line: judgements are
+    made without it. A text that is empty leaves its place, as in the student's chain.
+    """
     pieces: list[str] = []
     for segment, values in zip(spec.segments, path):
-        pieces.append(f"{segment.title}:")
-        for i, value in enumerate(values):
-            pieces += [";", f" {value}"] if i else [f" {value}"]
-        pieces.append("\n")
+        shown = [value for value in values if value is not None]
+        if shown:
+            pieces += [f"{segment.title}:", *_joined(shown), "\n"]
+    return pieces
+
+
+def open_pieces(spec: ChainSpec, values: Sequence[str], slot: int) -> list[str]:
+    """A chain up to the place where slot number ``slot`` is written, after ``values`` of the slots before it.
+
+    Only the title announces the text, and the slot's stem where it has one; the text follows with its own leading space.
+    """
+    k = spec.segment_of_slot[slot]
+    path = [
+        tuple(v for v, own in zip(values[:slot], spec.segment_of_slot) if own == segment) for segment in range(k + 1)
+    ]
+    here = _joined(path[k])
+    stems = [f" {stem}" for stem in spec.slots[slot].stems]
+    return [
+        *chain_pieces(spec, tuple(path[:k])),
+        f"{spec.segments[k].title}:",
+        *here,
+        *([";"] if path[k] else []),
+        *stems,
+    ]
+
+
+def _joined(values: Sequence[str]) -> list[str]:
+    pieces: list[str] = []
+    for i, value in enumerate(values):
+        pieces += ([";"] if i else []) + ([f" {value}"] if value else [])
     return pieces
 
 

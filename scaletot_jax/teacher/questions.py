@@ -13,10 +13,10 @@ import numpy as np
 
 from scaletot_jax.chains.rules import UNKNOWN, is_missing
 from scaletot_jax.chains.spec import ChainSpec, SlotSpec
-from scaletot_jax.errors import DataError
 from scaletot_jax.teacher import calibrate, prompt
 from scaletot_jax.teacher.backend import Question, Wording, stack
 from scaletot_jax.teacher.dialogue import Answer, Ask, Draw, Segment, Values
+from scaletot_jax.teacher.grounding import facts_of
 from scaletot_jax.teacher.token_tree import Scores
 from scaletot_jax.teacher.tree import NO_VALUE
 
@@ -35,6 +35,7 @@ class Calibration:
       entropies: segment -> sorted pilot entropies.
       thresholds: segment -> τ.
       dropped: slots that failed the polarity test; always unknown.
+      guide: what uncertainty is made of, see :func:`calibrate.uncertainty`.
     """
 
     mode: str
@@ -44,6 +45,7 @@ class Calibration:
     entropies: Mapping[str, np.ndarray]
     thresholds: Mapping[str, float]
     dropped: frozenset[str] = frozenset()
+    guide: str = "both"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -54,6 +56,7 @@ class Calibration:
             "entropies": {name: values.tolist() for name, values in self.entropies.items()},
             "thresholds": dict(self.thresholds),
             "dropped": sorted(self.dropped),
+            "guide": self.guide,
         }
 
     @classmethod
@@ -71,17 +74,24 @@ class Calibration:
             arrays("entropies"),
             value["thresholds"],
             dropped,
+            value["guide"],
         )
 
 
 @dataclass(frozen=True)
 class Case:
-    """One profile. ``segments`` and ``evidence`` follow the specification; evidence is per slot, "" without any."""
+    """One profile. ``segments`` and ``evidence`` follow the specification; evidence is per judged slot, "" without any.
+
+    A free slot is no judgement: to the search it is a fact with one value. ``written`` are the numbers of those that the
+    teacher writes afterwards, and ``facts``, where there are any, is all that such a text may draw on.
+    """
 
     key: str
     ids: tuple[int, ...]
     segments: tuple[Segment, ...]
     evidence: Mapping[str, str]
+    written: tuple[int, ...] = ()
+    facts: str = ""
 
 
 def make_case(
@@ -107,6 +117,9 @@ def make_case(
     for segment in spec.segments:
         fixed = []
         for slot in segment.slots:
+            if slot.source == "free":
+                fixed.append(0)
+                continue
             value = UNKNOWN if slot.name in dropped else slot.fixed_value(record, fields)
             fixed.append(NO_VALUE if value is None else slot.values.index(value))
             if value is None:
@@ -119,11 +132,13 @@ def make_case(
         segments.append(
             Segment(
                 tuple(fixed),
-                tuple(slot.values.index(UNKNOWN) for slot in segment.slots),
-                tuple(len(slot.values) for slot in segment.slots),
+                tuple(slot.values.index(UNKNOWN) if slot.values else 0 for slot in segment.slots),
+                tuple(max(1, len(slot.values)) for slot in segment.slots),
             )
         )
-    return Case(key, tuple(ids), tuple(segments), evidence)
+    written = tuple(i for i in spec.free_slots if spec.slots[i].fixed_value(record, fields) is None)
+    facts = facts_of(record, render(record), fields) if written else ""
+    return Case(key, tuple(ids), tuple(segments), evidence, written, facts)
 
 
 def evidence_fields(slot: SlotSpec) -> list[str]:
@@ -131,22 +146,10 @@ def evidence_fields(slot: SlotSpec) -> list[str]:
     return [slot.polarity.field] if slot.polarity else list(slot.unknown_when_missing[:1])
 
 
-def check_supported(spec: ChainSpec) -> None:
-    """Raises DataError for a specification this teacher cannot fill."""
-    free = [slot.name for slot in spec.slots if slot.source == "free"]
-    if free:
-        raise DataError(
-            "the chain specification has a free-text slot, which this teacher does not write",
-            where=f"chain specification '{spec.name}', slot '{free[0]}'",
-            why="a teacher that scores allowed values keeps small models from inventing facts",
-            do="give the slot values and source: scored, or source: rule",
-        )
-
-
 def texts(spec: ChainSpec, path: Sequence[Values]) -> prompt.Path:
-    """Value indices of a path as texts."""
+    """Value indices of a path as texts; None for free text, which the search does not know."""
     return tuple(
-        tuple(slot.values[value] for slot, value in zip(segment.slots, values))
+        tuple(slot.values[value] if slot.values else None for slot, value in zip(segment.slots, values))
         for segment, values in zip(spec.segments, path)
     )
 
@@ -212,7 +215,7 @@ def segment_draw(
     probabilities, measures, start = [], {}, 0
     for s, (slot, fixed) in enumerate(zip(spec.segments[k].slots, case.segments[k].fixed)):
         if fixed != NO_VALUE:
-            probabilities.append(np.eye(len(slot.values))[fixed])
+            probabilities.append(np.eye(case.segments[k].sizes[s])[fixed])
             continue
         count = len(calibration.stems[slot.name])
         raw, mean = stack(scores[start : start + count], calibration.mode), calibration.means[slot.name]
@@ -261,7 +264,7 @@ def _draw(spec, k, probabilities, measures, calibration, tokens) -> Draw:
     name = spec.segments[k].name
     node = np.mean(list(measures.values()), axis=0)
     focus = min(measures, key=lambda s: (-sum(measures[s]), s))
-    u = float(calibrate.uncertainty(calibration.entropies[name], node[0], node[1]))
+    u = float(calibrate.uncertainty(calibration.entropies[name], node[0], node[1], calibration.guide))
     spreads = tuple(measures[s][1] if s in measures else 0.0 for s in range(len(probabilities)))
     return Draw(tuple(probabilities), float(node[0]), float(node[1]), u, focus, tokens, spreads)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scaletot_jax.chains.reserved import compile_for
 from scaletot_jax.chains.spec import ChainSpec
 from scaletot_jax.lm.load import LoadedLM
 from scaletot_jax.profiles.prompt_ids import fit_profile
@@ -22,8 +23,10 @@ from scaletot_jax.teacher.dialogue import Answer, Ask, Draw
 from scaletot_jax.teacher.questions import Calibration, Case
 from scaletot_jax.teacher.scoring import Scorer, padded_length
 from scaletot_jax.teacher.search import run_together, search
+from scaletot_jax.teacher.served.backend import ServedBackend, Service
 from scaletot_jax.teacher.store import Store, content_key, pack_json
 from scaletot_jax.teacher.token_tree import Scores
+from scaletot_jax.teacher.writing import write_texts
 
 POLARITY_PROFILES = 16
 
@@ -41,41 +44,63 @@ class Reasoner:
 
     Args:
       spec: the chain specification.
-      lm: the language model.
+      lm: the language model, run here or served.
       store: keeps scores and finished searches.
       settings: the configuration's teacher section.
       max_profile_tokens: longer profile texts lose whole lines from the top.
       fields: names of the profile fields in use.
       render: record -> profile text.
+      vocabulary: values that a free text may hold only where the profile does, see :mod:`scaletot_jax.teacher.grounding`.
+
+    Raises:
+      DataError: a specification with free slots cannot be compiled for the model's tokenizer.
     """
 
     def __init__(
         self,
         spec: ChainSpec,
-        lm: LoadedLM,
+        lm: LoadedLM | Service,
         store: Store,
         settings: Mapping[str, Any],
         *,
         max_profile_tokens: int,
         fields: Collection[str],
         render: Callable[[Mapping[str, Any]], str],
+        vocabulary: Collection[str] = (),
     ):
-        questions.check_supported(spec)
         self.spec, self.settings, self.fields, self.render = spec, settings, frozenset(fields), render
         self._encode, self._limit = lm.tokenizer.encode, max_profile_tokens
         self._encode_data = partial(lm.tokenizer.encode, control=False)
-        instruction = prompt.encode_pieces([prompt.instruction_text(spec)], self._encode)
+        self._vocabulary = tuple(vocabulary)
+        rows = lm.tokenizer.vocab_size if isinstance(lm, Service) else lm.config.vocab_size
+        self._chain = compile_for(spec, lm.tokenizer, rows) if spec.free_slots else None
+        self.backend: Backend = (
+            lm.backend(prompt.instruction_text(spec))
+            if isinstance(lm, Service)
+            else self._scoring_backend(lm, store, rows)
+        )
+        self.shortened = 0  # profiles that lost tokens
+
+    def _scoring_backend(self, lm: LoadedLM, store: Store, rows: int) -> Backend:
+        instruction = prompt.encode_pieces([prompt.instruction_text(self.spec)], self._encode)
         scorer = Scorer(
             lm.params,
             lm.config,
             instruction=instruction,
-            max_profile_tokens=max_profile_tokens,
-            batch_size=settings["batch_size"],
+            max_profile_tokens=self._limit,
+            batch_size=self.settings["batch_size"],
         )
         identity = content_key(lm.fingerprint, lm.tokenizer.fingerprint, prompt.TEMPLATE, instruction)
         (close,) = self._encode("\n")
-        self.backend = Backend(scorer, store, self._encode, identity=identity, close=close)
-        self.shortened = 0  # profiles that lost tokens
+        return Backend(
+            scorer,
+            store,
+            self._encode,
+            identity=identity,
+            close=close,
+            decode=lm.tokenizer.decode,
+            reserved=None if self._chain is None else np.isin(np.arange(rows), self._chain.grammar.stop),
+        )
 
     def profile(self, key: str, record: Mapping[str, Any]) -> Profile:
         """Renders and encodes one record."""
@@ -96,7 +121,8 @@ class Reasoner:
         Returns:
           The calibration, and the evidence of every decision.
         """
-        scoring = self.settings["scoring"]
+        served = isinstance(self.backend, ServedBackend)
+        scoring = "trie" if served else self.settings["scoring"]  # sums over the vocabulary are not served
         provisional = "trie" if scoring == "auto" else scoring
         trial = piloting.MODE_PROFILES if scoring == "auto" else 0
         scores, direct, spent = self._score_pilot(profiles, provisional, trial, progress)
@@ -107,12 +133,15 @@ class Reasoner:
         decide = {
             "paraphrases": self.settings["paraphrases"],
             "quantile": self.settings["refine_quantile"],
+            "guide": self.settings["guide"],
             "base_rate": base_rate,
         }
         calibration, _ = piloting.decide(self.spec, scores, **decide)
         polarity = self._polarity(profiles[:POLARITY_PROFILES], calibration)
         dropped = {name: result for name, result in polarity.items() if result.get("passed") is False}
         calibration, evidence = piloting.decide(self.spec, scores, **decide, dropped=dropped)
+        if isinstance(self.backend, ServedBackend):
+            mode_evidence = {"chosen": mode, "by": "what is served", "served": self.backend.evidence()}
         return calibration, {
             "scoring": mode_evidence,
             **evidence,
@@ -173,18 +202,22 @@ class Reasoner:
     def search(
         self, profiles: Sequence[Profile], calibration: Calibration, progress: Progress | None = None
     ) -> list[dict[str, Any]]:
-        """Searches every profile's chain, or reads it from the store.
+        """Searches every profile's chain and writes its free texts, or reads both from the store.
 
         Returns:
           One record a profile, in the given order; see :func:`records.search_record`.
         """
         bounds = {name: self.settings[name] for name in Bounds.__dataclass_fields__}
         decided = content_key(calibration.to_dict(), bounds, self.spec.fingerprint)
+        checked = [content_key(self._vocabulary)] if self.spec.free_slots else []  # with the facts, it decides on texts
         found: dict[str, dict[str, Any]] = {}
         for members in self.batches(profiles):
             cases = [self._case(p, calibration.dropped) for p in members]
             keys = [
-                content_key("search", self.backend.identity, decided, c.ids, c.segments, sorted(c.evidence.items()))
+                content_key(
+                    *("search", self.backend.identity, decided, c.ids, c.segments, sorted(c.evidence.items())),
+                    *(part for known in checked for part in (known, c.written, c.facts)),
+                )
                 for c in cases
             ]
             stored = [self.backend.store.get_json(key) for key in keys]
@@ -200,7 +233,7 @@ class Reasoner:
     def _search_batch(
         self, cases: Sequence[Case], batch: Batch, calibration: Calibration, bounds: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        spec = self.spec
+        spec, started = self.spec, time.monotonic()
         draws: dict[tuple[int, Any, int], Draw] = {}
 
         def reply(asks: list[tuple[int, Ask]]) -> list[Draw | Answer]:
@@ -226,10 +259,25 @@ class Reasoner:
             limits = Bounds(**{**bounds, "max_tokens": bounds["max_tokens"] - len(case.ids)})
             cost = call_cost(spec, case, calibration, self.backend.ids)
             searches.append(search(case.segments, thresholds, limits, cost=cost, clock=time.monotonic))
-        return [
+        found = [
             records.search_record(spec, result, profile_tokens=len(case.ids))
             for case, result in zip(cases, run_together(searches, reply))
         ]
+        for record, unread in zip(found, batch.unread):
+            record.update({"unread": unread} if unread else {})
+        if self._chain is None:
+            return found
+        return write_texts(
+            self._chain,
+            cases,
+            found,
+            batch.write,
+            ids=self.backend.ids,
+            bounds=Bounds(**bounds),
+            started=started,
+            clock=time.monotonic,
+            vocabulary=self._vocabulary,
+        )
 
     # -- both -------------------------------------------------------------------------------------------------------
 
@@ -241,7 +289,7 @@ class Reasoner:
     def batches(self, profiles: Sequence[Profile]) -> list[list[Profile]]:
         """Batches of profiles whose padded length is the same, in a fixed order: a profile's shapes, and so its numbers
         to the last bit, depend on itself alone."""
-        size = self.backend.scorer.batch_size
+        size = self.settings["batch_size"]
         by_length: dict[int, list[Profile]] = {}
         for profile in profiles:
             by_length.setdefault(padded_length(len(profile.ids)), []).append(profile)

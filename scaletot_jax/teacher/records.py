@@ -52,12 +52,29 @@ _NODES = pa.schema(
         ("reason", pa.string()),
     ]
 )
+_TEXTS = pa.schema(
+    [
+        ("exact_key", pa.string()),
+        ("rank", pa.int8()),
+        ("slot", pa.string()),
+        ("text", pa.string()),
+        ("accepted", pa.bool_()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("draft", pa.string()),
+        ("closed", pa.bool_()),
+        ("tokens", pa.list_(pa.int32())),
+        ("log_probs", pa.list_(pa.float32())),
+        ("entropies", pa.list_(pa.float32())),
+    ]
+)
 _MEASURES = ("probability", "entropy", "disagreement", "uncertainty", "threshold")
 _FLAGS = ("refined", "refinement_accepted", "kept")
 
 
 def search_record(spec: ChainSpec, result: Result, *, profile_tokens: int) -> dict[str, Any]:
-    """A finished search as JSON-able values: chains, nodes, direct answer and cost. Values stand as texts."""
+    """A finished search as JSON-able values: chains, nodes, direct answer and cost. Values stand as texts, free slots empty
+    and without a distribution."""
     tree = result.tree
     nodes = []
     for n in range(1, tree.size):
@@ -68,14 +85,19 @@ def search_record(spec: ChainSpec, result: Result, *, profile_tokens: int) -> di
             "depth": k + 1,
             "segment": spec.segments[k].name,
         }
-        row["values"] = [slot.values[v] for slot, v in zip(spec.segments[k].slots, tree.values[n])]
+        row["values"] = [
+            slot.values[v] if slot.values else "" for slot, v in zip(spec.segments[k].slots, tree.values[n])
+        ]
         row.update({name: float(getattr(tree, name)[n]) for name in _MEASURES})
         row.update({name: bool(getattr(tree, name)[n]) for name in _FLAGS})
         nodes.append({**row, "reason": REASONS[tree.reason[n]]})
     chains = [
         {
-            "values": [value for part in questions.texts(spec, chain.values) for value in part],
-            "distributions": [p.tolist() for part in chain.distributions for p in part],
+            "values": [value or "" for part in questions.texts(spec, chain.values) for value in part],
+            "distributions": [
+                p.tolist() if slot.values else []
+                for slot, p in zip(spec.slots, (p for part in chain.distributions for p in part))
+            ],
             "log_prob": chain.log_prob,
             "weight": chain.weight,
             "answer": None if chain.answer is None else chain.answer.tolist(),
@@ -142,6 +164,38 @@ def nodes_table(spec: ChainSpec, keys: Sequence[str], found: Sequence[Mapping[st
     return pa.Table.from_pylist(rows, schema=_NODES)
 
 
+def texts_table(keys: Sequence[str], found: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """texts.parquet: every free text that was asked for, with what became of it; see :mod:`scaletot_jax.teacher.writing`."""
+    rows = [
+        {"exact_key": key, "rank": rank, **entry}
+        for key, record in zip(keys, found, strict=True)
+        for rank, chain in enumerate(record["chains"])
+        for entry in chain["texts"]
+    ]
+    return pa.Table.from_pylist(rows, schema=_TEXTS)
+
+
+def summarise_texts(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts of the free texts: asked for, accepted (and empty among these), rejected by reason; their doubt and length.
+
+    Entropies and log-probabilities are means over tokens, nats; None where no token was written.
+    """
+    entries = [entry for record in found for chain in record["chains"] for entry in chain["texts"]]
+    rejected = sorted({entry["reason"] for entry in entries if not entry["accepted"]})
+    entropies = [value for entry in entries for value in entry["entropies"]]
+    log_probs = [value for entry in entries for value in entry["log_probs"]]
+    return {
+        "asked": len(entries),
+        "accepted": sum(entry["accepted"] for entry in entries),
+        "empty": sum(entry["accepted"] and not entry["text"] for entry in entries),
+        "rejected": {reason: sum(entry["reason"] == reason for entry in entries) for reason in rejected},
+        "closed": sum(entry["closed"] for entry in entries),
+        "tokens": sum(len(entry["tokens"]) for entry in entries),
+        "entropy": float(np.mean(entropies)) if entropies else None,
+        "log_prob": float(np.mean(log_probs)) if log_probs else None,
+    }
+
+
 def summarise(
     spec: ChainSpec,
     found: Sequence[Mapping[str, Any]],
@@ -165,7 +219,10 @@ def summarise(
     chains = [chain for record in found for chain in record["chains"]]
     nodes = [node for record in found for node in record["nodes"]]
     reasons = sorted({node["reason"] for node in nodes if node["reason"]})
+    unread = sum(record.get("unread", 0) for record in found)  # a served teacher's answers that named no value
+    texts = {"texts": summarise_texts(found)} if spec.free_slots else {}
     return {
+        **texts,
         "funnel": {
             "profiles": len(found),
             "pilot_profiles": pilot_profiles,
@@ -174,6 +231,7 @@ def summarise(
             "chains": len(chains),
             "accepted": sum(chain["accepted"] for chain in chains),
             "out_of_budget": sum(record["budget"] for record in found),
+            **({"unread": unread} if unread else {}),
             "by_reason": {reason: sum(node["reason"] == reason for node in nodes) for reason in reasons},
         },
         "calls": {

@@ -21,6 +21,9 @@ import numpy as np
 from scaletot_jax.lm import model
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.head import candidate_log_probs
+from scaletot_jax.lm.padding import round_up
+from scaletot_jax.lm.rope import scan_kinds, view_at, views
+from scaletot_jax.teacher.decoding import Decoded, bucket, decode_texts
 from scaletot_jax.teacher.token_tree import Scores, TokenTree, read_values
 
 _ROWS = 4  # rows of a call: enough work for the processor, few enough that the last call of a step wastes little
@@ -49,6 +52,13 @@ class Job(NamedTuple):
 
     row: int
     tree: TokenTree
+
+
+class TextJob(NamedTuple):
+    """One text to be written after the profile in row ``row`` and the ids that lead to it."""
+
+    row: int
+    lead: tuple[int, ...]
 
 
 class Scorer:
@@ -108,6 +118,39 @@ class Scorer:
                     out[i] = scores
         return out
 
+    def write(
+        self, prefixes: Prefixes, jobs: Sequence[TextJob], *, close: int, reserved: np.ndarray, max_tokens: int
+    ) -> list[Decoded]:
+        """Decodes every job's text, in order; jobs whose leads are padded alike share calls.
+
+        Args:
+          close: id that ends a text. reserved: [V] bool, ids that are no text. max_tokens: most tokens of a text.
+
+        Returns:
+          One :class:`~scaletot_jax.teacher.decoding.Decoded` a job, of NumPy values without the row dimension.
+        """
+        out: list[Decoded | None] = [None] * len(jobs)
+        lengths = [bucket(len(job.lead), 2 * _UNIT) for job in jobs]
+        room = bucket(max_tokens, _UNIT)
+        rows = prefixes.valid.shape[0]
+        for length in sorted(set(lengths)):
+            members = [i for i, n in enumerate(lengths) if n == length]
+            for start in range(0, len(members), rows):
+                chunk = members[start : start + rows]
+                take, lead = np.zeros(rows, np.int32), np.zeros((rows, length), np.int32)
+                valid = np.zeros((rows, length), bool)
+                for i in range(rows):  # a short chunk is filled up with its first job, whose length counts for no more
+                    job = jobs[chunk[i] if i < len(chunk) else chunk[0]]
+                    take[i], lead[i, : len(job.lead)], valid[i, : len(job.lead)] = job.row, job.lead, True
+                place = (np.int32(close), reserved, np.int32(max_tokens))
+                found = decode_texts(self._params, self._config, prefixes, take, lead, valid, *place, room=room)
+                found = jax.tree.map(np.asarray, found)
+                written = int(found.length[: len(chunk)].sum())
+                self._count(int(valid[: len(chunk)].sum()) + written, rows * (length + room))
+                for i, job_number in enumerate(chunk):
+                    out[job_number] = Decoded(*(part[i] for part in found))
+        return [decoded for decoded in out if decoded is not None]
+
     def _run(self, prefixes: Prefixes, jobs: Sequence[Job], shape: tuple[int, int, int, bool]) -> list[list[Scores]]:
         batch, (length, rows, width, full) = _ROWS, shape
         take = np.zeros(batch, np.int32)
@@ -134,11 +177,6 @@ class Scorer:
 def padded_length(tokens: int) -> int:
     """The length at which a profile or tree of ``tokens`` tokens runs."""
     return round_up(tokens, _UNIT)
-
-
-def round_up(length: int, unit: int) -> int:
-    """The smallest positive multiple of ``unit`` that is not below ``length``."""
-    return max(unit, -(-length // unit) * unit)
 
 
 def _shape(tree: TokenTree) -> tuple[int, int, int, bool]:
@@ -204,17 +242,20 @@ def _layers(params, config, prefixes, take, tokens, offsets, mask):
     known = prefixes.valid[take]
     visible = jnp.broadcast_to(known[:, None, :], (batch, length, known.shape[1]))
     visible = jnp.concatenate([visible, jnp.broadcast_to(mask, (batch, length, length))], axis=2)
-    rotation = model.rotary(prefixes.seen[take][:, None] + offsets, config)
+    positions = prefixes.seen[take][:, None] + offsets
+    slots = jnp.concatenate([model.default_positions(known), positions], axis=1)
+    seen = views(config, visible, positions, slots)
 
     def layer(x, inputs):
-        weights, old_keys, old_values = inputs
+        weights, old_keys, old_values, kind = inputs
+        view = view_at(seen, kind)
 
         def attend(q, k, v):
             keys, values = (jnp.concatenate([old[take], new], axis=2) for old, new in ((old_keys, k), (old_values, v)))
-            return model.attention(q, keys, values, visible), (k, v)
+            return model.attention(q, keys, values, view.mask), (k, v)
 
-        return model.block(weights, config, x, rotation, attend, None, 1.0)
+        return model.block(weights, config, x, view.rotation, attend, None, 1.0)
 
-    inputs = (params["layers"], prefixes.keys, prefixes.values)
-    x, new = jax.lax.scan(layer, model.embed(params, tokens), inputs)
+    inputs = (params["layers"], prefixes.keys, prefixes.values, scan_kinds(config))
+    x, new = jax.lax.scan(layer, model.embed(params, tokens, config), inputs)
     return model.finish(params, config, x), new

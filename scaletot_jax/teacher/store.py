@@ -149,6 +149,11 @@ def pack_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def unpack_json(content: bytes) -> Any:
+    """The inverse of :func:`pack_json`."""
+    return json.loads(content)
+
+
 def _digest(key: str, content: bytes) -> bytes:
     return hashlib.blake2b(key.encode() + content, digest_size=8).digest()
 

@@ -1,18 +1,23 @@
-"""Stage ``teach``: typed chains with their distributions, from a language model that only scores.
+"""Stage ``teach``: typed chains with their distributions, from a language model that scores, and writes free texts last.
 
 Writes
 
     pilot.json      what the pilot decided, each decision with its evidence
     chains.parquet  one row per profile and rank: values, slot distributions, direct, chain-conditioned and stored answer
     nodes.parquet   one row per node of each profile's search tree
+    texts.parquet   where the specification has free slots: every text asked for, with its tokens and what became of it
     profiles.parquet the rows and groups that were reasoned about, for the audit
     store.sqlite    raw scores and finished searches by content; a run replays from it (not an artifact)
+    requests.jsonl  with a served teacher, every request with its tokens and price (not an artifact)
 
 Profiles go in fixed batches, each committed whole, so a killed run continues at the batch in flight and ends with the
 same bytes. Labels are not read, except for the aggregate base rate of the training rows.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +26,17 @@ import pyarrow.compute as pc
 from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import DataError
 from scaletot_jax.files import write_json, write_table
-from scaletot_jax.lm.load import load_model
+from scaletot_jax.lm.load import LoadedLM, load_model, load_tokenizer
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.profiles.split import TRAIN
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 from scaletot_jax.teacher import records
+from scaletot_jax.teacher.grounding import vocabulary
 from scaletot_jax.teacher.identity import identity_of_model
 from scaletot_jax.teacher.reasoner import Reasoner
+from scaletot_jax.teacher.served.backend import Service
+from scaletot_jax.teacher.served.settings import stage_sections
 from scaletot_jax.teacher.store import Store
 
 
@@ -36,16 +44,17 @@ def teach(run: Run) -> Stage:
     """Reasons about the first ``teacher.num_profiles`` distinct profiles of the teacher split, in the order of their
     hashes."""
     spec, settings = spec_of_run(run.config), run.config["teacher"]
-    stage = run.stage("teach", sections=("lm", "teacher"), needs=("prepare",), extra=identity_of_model(run.config))
+    sections = ("lm", *stage_sections(settings))
+    stage = run.stage("teach", sections=sections, needs=("prepare",), extra=identity_of_model(run.config))
     if stage.done:
         return stage
     population = open_population(run)
     chosen = distinct_profiles(population.table, settings["num_profiles"])
     base_rate = train_base_rate(population, spec) if settings["base_rate"] else None
     pilot_count = min(settings["pilot_profiles"], chosen.num_rows)
-    lm = load_model(run.config["lm"]["weights"])
     with (
         Store(stage.path("store.sqlite")) as store,
+        _teacher(run, stage, store) as lm,
         Progress("teach", pilot_count + chosen.num_rows, "profiles") as progress,
     ):
         reasoner = Reasoner(
@@ -56,6 +65,7 @@ def teach(run: Run) -> Stage:
             max_profile_tokens=run.config["lm"]["max_profile_tokens"],
             fields=[field.name for field in population.fields],
             render=population.renderer.text,
+            vocabulary=vocabulary(population.fields, population.table) if spec.free_slots else (),
         )
         profiles = [reasoner.profile(row.pop("exact_key"), row) for row in chosen.to_pylist()]
         shortened = reasoner.shortened
@@ -66,10 +76,26 @@ def teach(run: Run) -> Stage:
     keys = [profile.key for profile in profiles]
     write_table(stage.path("chains.parquet"), records.chains_table(spec, keys, found, settings["answer"], base_rate))
     write_table(stage.path("nodes.parquet"), records.nodes_table(spec, keys, found))
+    texts = ["texts.parquet"] if spec.free_slots else []
+    if texts:
+        write_table(stage.path("texts.parquet"), records.texts_table(keys, found))
     write_table(stage.path("profiles.parquet"), chosen.select(["exact_key", "row", "group"]))
     summary = records.summarise(spec, found, calibration, evidence, pilot_profiles=pilot_count, shortened=shortened)
-    stage.finish(["pilot.json", "chains.parquet", "nodes.parquet", "profiles.parquet"], summary=summary)
+    artifacts = ["pilot.json", "chains.parquet", "nodes.parquet", *texts, "profiles.parquet"]
+    stage.finish(artifacts, summary=summary)
     return stage
+
+
+@contextlib.contextmanager
+def _teacher(run: Run, stage: Stage, store: Store) -> Iterator[LoadedLM | Service]:
+    """The language model that reasons: lm.weights, or a served one beside the tokenizer of lm.weights."""
+    settings, weights = run.config["teacher"], run.config["lm"]["weights"]
+    if settings["backend"] == "local":
+        yield load_model(weights)
+        return
+    tokenizer = load_tokenizer(weights)
+    with Service(settings["served"], store, stage.directory, tokenizer, seed=run.config["seed"]) as service:
+        yield service
 
 
 def distinct_profiles(table: pa.Table, count: int) -> pa.Table:

@@ -186,7 +186,7 @@ def test_unreadable_files(tmp_path):
         load_spec("complete_jorney")
     path = tmp_path / "bad.yaml"
     path.write_text("name: a\nname: b\n")
-    with pytest.raises(DataError, match="the key 'name' occurs twice"):
+    with pytest.raises(DataError, match="the key 'name' is given twice"):
         load_spec(path)
     for text in (b"a: [1", b"\xff\xfe\x00", b"? [a]\n: 1\n? {b: 1}\n: 2", b""):
         path.write_bytes(text)

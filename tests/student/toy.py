@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,6 +13,7 @@ import pyarrow as pa
 import tiny
 
 from scaletot_jax.chains.grammar import compile_chain
+from scaletot_jax.chains.reserved import reserved_ids
 from scaletot_jax.chains.spec import parse_spec
 from scaletot_jax.lm import lora
 from scaletot_jax.lm.load import load_model
@@ -67,15 +69,28 @@ SPEC = {
 }
 
 
-@cache
-def spec():
-    return parse_spec(SPEC, where="toy")
+NOTES = ("music", "", "fresh food study", "sport")
 
 
 @cache
-def student(layers: int = 2, rank: int = 4) -> Student:
+def spec(free: bool = False):
+    """With ``free``, a text between two judged slots and a segment of text alone."""
+    content = copy.deepcopy(SPEC)
+    if free:
+        content["segments"][0]["slots"].insert(1, {"name": "note", "source": "free", "max_tokens": 3})
+        why = {"name": "why", "title": "Why", "slots": [{"name": "why", "source": "free", "max_tokens": 4}]}
+        content["segments"].append(why)
+    return parse_spec(content, where="toy")
+
+
+@cache
+def student(layers: int = 2, rank: int = 4, free: bool = False, words: tuple[str, ...] = ()) -> Student:
+    """``words``: the only tokens that free text may hold, so that a random model closes its texts early, too."""
     loaded = load_model(tiny.write_tiny_lm(Path(mkdtemp()), layers=layers))
-    chain = compile_chain(spec(), loaded.tokenizer.encode, loaded.tokenizer.eos_id)
+    reserved = set(reserved_ids(loaded.tokenizer, loaded.config.vocab_size))
+    if words:
+        reserved |= set(range(loaded.config.vocab_size)) - {loaded.tokenizer.encode(f" {w}")[0] for w in words}
+    chain = compile_chain(spec(free), loaded.tokenizer.encode, loaded.tokenizer.eos_id, reserved=reserved)
     adapter = lora.init(loaded.config, jax.random.key(3), rank)
     return Student(loaded.config, loaded.params, adapter, 2.0, loaded.tokenizer, chain, grammar_arrays(chain), 40)
 
@@ -85,16 +100,20 @@ def texts(count: int) -> list[str]:
     return [f"Age: {20 + 7 * u % 50}\nActivity: {u % 9} days ({activity[u % 3]})\n" for u in range(count)]
 
 
-def chain_table(count: int, *, seed: int = 0) -> pa.Table:
+def chain_table(count: int, *, seed: int = 0, free: bool = False) -> pa.Table:
     """One or two chains a profile, whose values follow the profile's number so that there is something to learn."""
     rng = np.random.default_rng(seed)
     rows = []
     for u in range(count):
         for rank in range(1 + u % 2):
-            places = [(u + rank) % 3, u % 4, (u + rank) % 5]
-            values = [slot.values[place] for slot, place in zip(spec().slots, places)]
-            distributions = []
-            for slot, place in zip(spec().slots, places):
+            values, distributions = [], []
+            for slot in spec(free).slots:
+                if slot.source == "free":
+                    values.append(NOTES[u % 4] if slot.name == "note" else NOTES[(u + rank) % 4])
+                    distributions.append([])
+                    continue
+                place = {"stage": (u + rank) % 3, "home": u % 4, "rhythm": (u + rank) % 5}[slot.name]
+                values.append(slot.values[place])
                 p = rng.dirichlet(np.ones(len(slot.values))) * 0.4
                 p[place] += 0.6
                 distributions.append(p.tolist())
@@ -107,11 +126,11 @@ def chain_table(count: int, *, seed: int = 0) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def examples(count: int = 8):
-    made = student()
+def examples(count: int = 8, free: bool = False):
+    made = student(free=free)
     by_key = {f"key{u:03d}": text for u, text in enumerate(texts(count))}
     return build_examples(
-        chain_table(count), by_key, made.chain, made.tokenizer, max_profile_tokens=made.max_profile_tokens
+        chain_table(count, free=free), by_key, made.chain, made.tokenizer, max_profile_tokens=made.max_profile_tokens
     )
 
 

@@ -13,7 +13,7 @@ from scaletot_jax.chains.grammar import compile_chain
 from scaletot_jax.chains.parser import parse
 from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.config import load_config, override
-from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.errors import ConfigError
 from scaletot_jax.files import read_json, sha256_file, write_json
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.profiles.prepare import prepare
@@ -223,17 +223,6 @@ def test_a_finished_stage_is_not_done_again(taught, recipe, monkeypatch):
     assert teach_in(taught, recipe).done
 
 
-def test_bad_specifications_are_refused(prepared, recipe, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(prepared, workdir)
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(
-        "name: free\nversion: 1\ninstruction: Judge.\n"
-        "segments:\n  - {name: why, title: Why, slots: [{name: why, source: free, max_tokens: 8}]}\n"
-        "answer: {title: Days, label: lt30, buckets: [[0, 3], [4, 30]], words: [' few', ' many'],"
-        " phrases: [' few', ' many'], stems: ['Days:', 'Active:']}\n"
-    )
-    with pytest.raises(DataError, match="free-text slot"):
-        teach_in(workdir, recipe, lm__chain_spec=spec)
+def test_a_table_of_ones_own_needs_a_specification():
     with pytest.raises(ConfigError, match="chain specification"):
         spec_of_run({"lm": {"chain_spec": ""}, "data": {"name": "parquet"}})

@@ -1,0 +1,184 @@
+"""Stage teach with free slots: texts in the chains, on record, within the bounds, and replayed without the model."""
+
+import hashlib
+import shutil
+
+import line
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from teacher.free_spec import spec, write_spec
+
+from scaletot_jax.chains.parser import parse
+from scaletot_jax.chains.reserved import compile_for
+from scaletot_jax.config import load_config, override
+from scaletot_jax.files import read_json
+from scaletot_jax.lm.load import load_model
+from scaletot_jax.profiles.prepare import open_population, prepare
+from scaletot_jax.run import Run
+from scaletot_jax.teacher.cost import plan_cost
+from scaletot_jax.teacher.grounding import facts_of, objection, vocabulary
+from scaletot_jax.teacher.scoring import Scorer
+from scaletot_jax.teacher.store import Store
+from scaletot_jax.teacher.teach import teach
+
+ARTIFACTS = ("pilot.json", "chains.parquet", "nodes.parquet", "texts.parquet")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    made = line.write_recipe(folder)
+    text = made.read_text().replace(
+        "return config", f"config.lm.chain_spec = {str(write_spec(folder))!r}\n    return config"
+    )
+    made.write_text(text.replace("config.teacher.num_profiles = 24", "config.teacher.num_profiles = 16"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def prepared(recipe, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("prepared") / "run"
+    with Run(workdir, load_config(recipe).to_dict()) as run:
+        prepare(run)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def taught(recipe, prepared, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("taught") / "run"
+    shutil.copytree(prepared, workdir)
+    teach_in(workdir, recipe)
+    return workdir
+
+
+def teach_in(workdir, recipe, **overrides):
+    config = load_config(recipe)
+    for key, value in overrides.items():
+        override(config, key.replace("__", "."), str(value))
+    with Run(workdir, config.to_dict()) as run:
+        return teach(run)
+
+
+def digests(workdir):
+    return {name: hashlib.sha256((workdir / "teach" / name).read_bytes()).hexdigest() for name in ARTIFACTS}
+
+
+def rows_of(workdir, name):
+    return pq.read_table(workdir / "teach" / name).to_pylist()
+
+
+def test_chains_hold_the_accepted_texts_and_parse(taught, recipe):
+    lm = load_model(load_config(recipe).lm.weights)
+    chain = compile_for(spec(), lm.tokenizer, lm.config.vocab_size)
+    texts = {(row["exact_key"], row["rank"], row["slot"]): row for row in rows_of(taught, "texts.parquet")}
+    rows, seen = rows_of(taught, "chains.parquet"), 0
+    for row in rows:
+        parsed = parse(chain, chain.serialize(row["values"], int(np.argmax(row["answer"]))))
+        assert parsed.complete
+        for i in spec().free_slots:
+            entry = texts.get((row["exact_key"], row["rank"], spec().slots[i].name))
+            assert row["distributions"][i] == [] and row["values"][i] == (entry["text"] if entry else "")
+            seen += entry is not None
+        targets = chain.token_targets([p or None for p in row["distributions"]], row["answer"], row["values"])
+        assert np.all(np.isfinite(targets))
+    assert seen == len(texts) and any(row["values"][i] for row in rows for i in spec().free_slots)
+    nodes = rows_of(taught, "nodes.parquet")
+    assert {node["segment"] for node in nodes} == {segment.name for segment in spec().segments}
+
+
+def test_every_text_is_explained(taught, recipe):
+    with Run(taught, load_config(recipe).to_dict(), lock=False) as run:
+        population = open_population(run)
+    words, fields = vocabulary(population.fields, population.table), [field.name for field in population.fields]
+    records = {row["exact_key"]: row for row in population.table.to_pylist()}
+    reasons = set()
+    for row in rows_of(taught, "texts.parquet"):
+        record = records[row["exact_key"]]
+        facts = facts_of(record, population.renderer.text(record), fields)
+        assert len(row["tokens"]) == len(row["log_probs"]) == len(row["entropies"])
+        assert all(h >= 0 for h in row["entropies"]) and all(p <= 0 for p in row["log_probs"])
+        limit = next(slot.max_tokens for slot in spec().slots if slot.name == row["slot"])
+        assert len(row["tokens"]) <= limit and (row["closed"] or len(row["tokens"]) == limit)
+        assert row["accepted"] == (row["reason"] == "")
+        if row["accepted"]:
+            assert objection(row["text"], facts, words) is None
+        else:
+            assert row["text"] == "" and row["reason"] in ("number", "value", "form", "budget")
+        reasons.add(row["reason"])
+    assert "" in reasons
+    summary = read_json(taught / "teach" / "stage.json")["summary"]
+    texts, rows = summary["texts"], rows_of(taught, "texts.parquet")
+    assert texts["asked"] == len(rows) == texts["accepted"] + sum(texts["rejected"].values())
+    assert texts["tokens"] == sum(len(row["tokens"]) for row in rows) and texts["entropy"] > 0
+    assert summary["calls"]["most"] <= 24 and summary["tokens"]["most"] <= 4096
+
+
+def test_a_second_run_replays_from_the_store(taught, recipe, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(taught, workdir)
+    for name in (*ARTIFACTS, "stage.json"):
+        (workdir / "teach" / name).unlink()
+
+    def never(*_, **__):
+        raise AssertionError("the model was run again")
+
+    for name in ("prefix", "score", "write"):
+        monkeypatch.setattr(Scorer, name, never)
+    teach_in(workdir, recipe)
+    assert digests(workdir) == digests(taught)
+
+
+@pytest.mark.parametrize("batches", [4, 6])
+def test_an_interrupted_run_ends_with_the_same_bytes(taught, prepared, recipe, tmp_path, monkeypatch, batches):
+    workdir = tmp_path / "run"
+    shutil.copytree(prepared, workdir)
+    put, count = Store.put, 0
+
+    def dying(self, entries):
+        nonlocal count
+        count += 1
+        if count > batches:
+            raise KeyboardInterrupt
+        put(self, entries)
+
+    monkeypatch.setattr(Store, "put", dying)
+    with pytest.raises(KeyboardInterrupt):
+        teach_in(workdir, recipe)
+    monkeypatch.setattr(Store, "put", put)
+    teach_in(workdir, recipe)
+    assert digests(workdir) == digests(taught)
+
+
+def test_a_tight_budget_leaves_texts_out_and_says_so(taught, prepared, recipe, tmp_path):
+    """Judgements come first: the same chains as without the bound, but for their texts."""
+    spent = {row["exact_key"]: row["calls"] for row in rows_of(taught, "chains.parquet")}
+    wanted = {}
+    for row in rows_of(taught, "texts.parquet"):
+        wanted[row["exact_key"]] = wanted.get(row["exact_key"], 0) + 1
+    limit = max(spent[key] - wanted.get(key, 0) for key in spent) + 1
+    workdir = tmp_path / "run"
+    shutil.copytree(prepared, workdir)
+    teach_in(workdir, recipe, teacher__max_calls=limit)
+    free = spec().free_slots
+
+    def judged(workdir):
+        return [
+            (row["exact_key"], row["rank"], [v for i, v in enumerate(row["values"]) if i not in free], row["answer"])
+            for row in rows_of(workdir, "chains.parquet")
+        ]
+
+    assert judged(workdir) == judged(taught)
+    texts = rows_of(workdir, "texts.parquet")
+    flagged = {row["exact_key"] for row in texts if row["reason"] == "budget"}
+    assert flagged and all(row["text"] == "" for row in texts if row["reason"] == "budget")
+    for row in rows_of(workdir, "chains.parquet"):
+        assert row["calls"] <= limit and row["budget"] == (row["exact_key"] in flagged)
+
+
+def test_the_plan_counts_the_writing(taught, recipe):
+    config = load_config(recipe)
+    encode = load_model(config.lm.weights).tokenizer.encode
+    plan = plan_cost(spec(), encode, config.teacher.to_dict(), 60.0)["search"]
+    summary = read_json(taught / "teach" / "stage.json")["summary"]
+    assert 0.3 < plan["profiles"] * plan["tokens_per_profile"] / summary["tokens"]["search"] < 1.5
