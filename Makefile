@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKDIR ?= runs/quickstart
 CONFIG ?= configs/quickstart.py
 JOBS ?= 2
+TESTS ?= tests
 
 .PHONY: demo install test lint soak clean help
 
@@ -14,7 +15,7 @@ help:
 	@echo 'make demo     install the package, the weights and the data, run the whole line, print the report and the verdict'
 	@echo 'make test     install what the tests need and run the CI set'
 	@echo 'make install  the environment alone, with the test extra, in $(VENV)'
-	@echo 'make soak     the long counts: thousands of random cases (hours)'
+	@echo 'make soak     the long counts: thousands of random cases, a million rows (hours); TESTS=tests/... for a part'
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'scaletot needs Python 3.11 or newer; set PYTHON=/path/to/python3.11' >&2; exit 2; }
@@ -45,7 +46,7 @@ test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 soak: $(VENV)/.test
-	HYPOTHESIS_PROFILE=soak SCALETOT_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	HYPOTHESIS_PROFILE=soak SCALETOT_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

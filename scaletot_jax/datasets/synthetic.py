@@ -34,14 +34,15 @@ def build_table(rows: int, *, seed: int = 0) -> pa.Table:
     lt30 = np.minimum(rng.poisson(rate * rng.gamma(2.0, 0.5, rows)), 30)
     spend = np.round(lt30 * np.exp(rng.normal(1.5 + 0.3 * plan, 0.6)), 2)
     gap = np.minimum(rng.geometric(1 / (1 + 20 / (1 + visits))), 365)
-    interests = [[word for word, on in zip(INTERESTS, row) if on] for row in likes.tolist()]
+    ends = np.concatenate([[0], np.cumsum(likes.sum(1))]).astype(np.int32)
+    interests = pa.ListArray.from_arrays(pa.array(ends), pa.array(np.array(INTERESTS)[np.nonzero(likes)[1]]))
     return pa.table(
         {
             "user_id": pa.array([f"u{i:07d}" for i in range(rows)]),
             "age": pa.array(age, mask=rng.random(rows) < 0.15),
             "city": pa.array(np.array(CITIES)[city]),
             "plan": pa.array(np.array(PLANS)[plan]),
-            "interests": pa.array(interests, pa.list_(pa.string())),
+            "interests": interests,
             "device": pa.array(np.array(DEVICES)[device], mask=rng.random(rows) < 0.10),
             "visits_30": pa.array(visits),
             "days_since_last_visit": pa.array(gap, mask=rng.random(rows) < 0.10),

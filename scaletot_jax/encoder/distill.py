@@ -3,7 +3,8 @@
 1. Choose profiles: all that the teacher reasoned about, and up to ``distill.num_profiles`` more of the distill split.
 2. Sample chains and store the states at the segment ends, block by block.
 3. Choose the layer by a ridge probe of the days label, on distill-split users only.
-4. Whiten with the training profiles' statistics, train the encoder, report the transfer on held-out groups.
+4. Whiten with the training profiles' statistics, train the encoder, report the transfer on held-out groups: those that no
+   training stage of the language model saw, and apart from them those of the teacher split.
 
 No label trains the encoder: the probe only picks a layer. Users of head, val and test are never touched.
 """
@@ -24,7 +25,7 @@ from scaletot_jax.encoder.model import EncoderSpec, Inputs, check_inputs, descri
 from scaletot_jax.encoder.probe import candidate_layers, folds_of, ridge_probe
 from scaletot_jax.encoder.selection import Profiles, choose_profiles, profile_table
 from scaletot_jax.encoder.train import CHECK_EVERY, Data, TrainState, draw_rows, init_state, make_optimizer, train_block
-from scaletot_jax.encoder.transfer import transfer_evidence
+from scaletot_jax.encoder.transfer import evidence_by_exposure
 from scaletot_jax.encoder.whiten import fit_whitening, whiten
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.files import read_json, read_table, write_json, write_table
@@ -46,7 +47,7 @@ def distill(run: Run) -> Stage:
     """Writes ``encoder.safetensors``, ``encoder.json``, ``probe.json``, ``profiles.parquet``, ``steps.jsonl`` and the states.
 
     Resumable: states a block at a time, training a checkpoint at a time, bit for bit. The summary holds the evidence of
-    transfer by segment, on profiles of held-out groups.
+    transfer by segment, see :func:`scaletot_jax.encoder.transfer.evidence_by_exposure`.
     """
     stage = run.stage(
         "distill",
@@ -98,8 +99,17 @@ def distill(run: Run) -> Stage:
     write_table(stage.path("profiles.parquet"), profile_table(profiles))
     held_out = profiles.part == "held_out"
     encoded = encode(final.best, spec=spec, inputs=Inputs(*(column[held_out] for column in inputs)))
+    trained_groups, trained_keys = language_model_training(run, population)
+    trained = np.isin(profiles.groups.astype(str), trained_groups)
+    unseen = held_out & ~trained
     summary = {
-        "profiles": {"total": len(profiles.rows), **parts, "from_teacher": int((profiles.source == "teacher").sum())},
+        "profiles": {
+            "total": len(profiles.rows),
+            **parts,
+            "from_teacher": int((profiles.source == "teacher").sum()),
+            "held_out_unseen_groups": int(unseen.sum()),
+            "of_them_with_a_trained_profile": int(np.isin(profiles.keys[unseen].astype(str), trained_keys).sum()),
+        },
         "chains": settings["chains"],
         "layer": layer,
         "probe": read_json(stage.path("probe.json")),
@@ -109,7 +119,7 @@ def distill(run: Run) -> Stage:
             "select_error": float(final.best_error),
         },
         "labels_used_for_training": False,
-        "transfer": transfer_evidence(names, states, held_out, train, whitening, encoded),
+        "transfer": evidence_by_exposure(names, states, held_out, trained, train, whitening, encoded),
     }
     artifacts = [
         "encoder.safetensors",
@@ -121,6 +131,16 @@ def distill(run: Run) -> Stage:
     ]
     stage.finish(artifacts, summary=summary)
     return stage
+
+
+def language_model_training(run: Run, population: Population) -> tuple[np.ndarray, np.ndarray]:
+    """Groups and exact keys of the rows that the teacher, and with its chains SFT, or OSIPO used, as those stages wrote them."""
+    rows = [
+        read_table(run.finished(stage).path(f"{name}.parquet"), columns=["row"])["row"].to_numpy()
+        for stage, name in (("teach", "profiles"), ("osipo", "users"))
+    ]
+    used = population.table.take(pa.array(np.unique(np.concatenate(rows))))
+    return tuple(np.unique(np.asarray(used[name].to_pylist(), str)) for name in ("group", "exact_key"))  # type: ignore[return-value]
 
 
 def collect_states(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,11 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.errors import DataError
+from scaletot_jax.profiles.features import PADDING, REDACTED_ID, UNKNOWN, FeatureSpace
 
-if TYPE_CHECKING:
-    from scaletot_jax.profiles.features import FeatureSpace
-
-PADDING, MISSING, UNKNOWN, REDACTED = 0, 1, 2, 3  # ids shared with profiles.features.FeatureSpace
 Array = jax.Array | np.ndarray
 
 
@@ -127,7 +124,7 @@ def piecewise_linear(column: Array, edges: tuple[float, ...]) -> jax.Array:
 
 
 def redact(inputs: Inputs, withheld: jax.Array, spec: EncoderSpec, *, unknown: jax.Array | None = None) -> Inputs:
-    """Withholds fields: their ids become REDACTED, their numbers 0 and missing.
+    """Withholds fields: their ids become REDACTED_ID, their numbers 0 and missing.
 
     Args:
       inputs: B encoded profiles.
@@ -136,7 +133,7 @@ def redact(inputs: Inputs, withheld: jax.Array, spec: EncoderSpec, *, unknown: j
       unknown: bool [B], rows whose withheld ids become UNKNOWN instead. Training draws it, so that a value never seen
         before meets an embedding that was trained, not the initial noise.
     """
-    blank_id = jnp.asarray(REDACTED) if unknown is None else jnp.where(unknown, UNKNOWN, REDACTED)[:, None]
+    blank_id = jnp.asarray(REDACTED_ID) if unknown is None else jnp.where(unknown, UNKNOWN, REDACTED_ID)[:, None]
     withheld = jnp.broadcast_to(withheld, (inputs.cat.shape[0], len(spec.fields)))
     of_cat, of_num, of_multi = (
         withheld[:, np.asarray(index, np.int32)] for index in (spec.cat_fields, spec.num_fields, spec.multi_fields)
@@ -211,7 +208,7 @@ class ProfileEncoder(nn.Module):
             ids = inputs.multi[:, j]
             present = (ids != PADDING)[:, :, None]
             embedded = nn.Embed(size, field_width(size), name=f"multi_{j}")(ids) * present
-            values = jnp.sum((ids == UNKNOWN) | (ids > REDACTED), axis=1, keepdims=True)
+            values = jnp.sum((ids == UNKNOWN) | (ids > REDACTED_ID), axis=1, keepdims=True)
             parts += [embedded.sum(1) / jnp.maximum(present.sum(1), 1), jnp.log1p(values.astype(jnp.float32))]
         known = ~inputs.missing
         for j, edges in enumerate(self.spec.knots):

@@ -2,6 +2,10 @@
 
 The student *samples* its chains, so states of one profile differ; only their mean given the profile can be learnt. All
 figures are for held-out profiles and one segment, in the whitened space.
+
+Held out means that the encoder never trained on the profile's group. The language model may have: its chains (SFT) and
+labels (OSIPO) come from the teacher split, and a student could lay down more in the states of people it was trained on
+than it will for others. So the evidence is kept apart, and only :data:`UNSEEN` groups speak for everybody else.
 """
 
 from __future__ import annotations
@@ -12,6 +16,9 @@ import numpy as np
 
 from scaletot_jax.encoder.model import Encoded
 from scaletot_jax.encoder.whiten import Whitening, effective_rank, whiten
+
+UNSEEN = "unseen_groups"  # no training stage of the language model used them
+TRAINED = "trained_groups"  # the teacher, SFT or OSIPO did
 
 
 class Ceiling(NamedTuple):
@@ -112,6 +119,28 @@ def transfer_evidence(
                 "retrieval": retrieval(target, predicted),
             }
         out.append(row)
+    return out
+
+
+def evidence_by_exposure(
+    names: list[str],
+    states: np.ndarray,
+    held_out: np.ndarray,
+    trained: np.ndarray,
+    train: np.ndarray,
+    whitening: list[Whitening],
+    encoded: Encoded,
+) -> dict[str, list[dict[str, Any]]]:
+    """:func:`transfer_evidence` for held-out profiles of :data:`UNSEEN` and of :data:`TRAINED` groups, each for itself.
+
+    Args:
+      trained: bool [U], whether a training stage of the language model used the profile's group.
+      names, states, held_out, train, whitening, encoded: as there; ``encoded`` is for all held-out profiles.
+    """
+    out = {}
+    for name, chosen in ((UNSEEN, held_out & ~trained), (TRAINED, held_out & trained)):
+        part = Encoded(encoded.embedding[chosen[held_out]], tuple(k[chosen[held_out]] for k in encoded.segments))
+        out[name] = transfer_evidence(names, states, chosen, train, whitening, part)
     return out
 
 

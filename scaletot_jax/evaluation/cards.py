@@ -23,6 +23,7 @@ class Slot(NamedTuple):
     name: str
     value: str
     probability: float | None  # of that value in the teacher's distribution; None where it came by rule
+    written: bool = False  # free text, which the search tree does not know
 
 
 class Card(NamedTuple):
@@ -57,7 +58,13 @@ def chain_card(card: Card) -> Markup:
         kept = sum(bool(node.get("kept")) for node in card.nodes)
         asked = len({(node["parent"], node["depth"]) for node in card.nodes if node.get("refined")})
         summary = f"The tree: {len(card.nodes)} candidates, {kept} kept, {asked} expansions asked again"
-        below = [folded(summary, tree(card.nodes, [slot.value for slot in card.slots]), node_table(card.nodes))]
+        below = [
+            folded(
+                summary,
+                tree(card.nodes, ["" if slot.written else slot.value for slot in card.slots]),
+                node_table(card.nodes),
+            )
+        ]
     return el("article", heading, el("div", el("div", left), el("div", right), class_="split"), below, class_="chain")
 
 
@@ -66,7 +73,9 @@ def typed_chain(slots: Sequence[Slot]) -> Markup:
     lines: dict[str, list[Markup]] = {}
     for slot in slots:
         share = [" ", el("small", percent(slot.probability, 0))] if slot.probability is not None else None
-        lines.setdefault(slot.segment, []).append(el("span", slot.value, share, class_="chip", title=slot.name))
+        lines.setdefault(slot.segment, []).append(
+            el("span", slot.value or "(no text)", share, class_="chip", title=slot.name)
+        )
     return el("dl", [[el("dt", segment), el("dd", values)] for segment, values in lines.items()], class_="typed")
 
 

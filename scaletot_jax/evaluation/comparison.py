@@ -193,18 +193,23 @@ def score_systems(
     for other in (WITHOUT, *PLACEBOS):
         gains[other], row = {}, {}
         for metric in functions[WITH]:
-            difference = paired_difference(
-                points[WITH, metric], points[other, metric], samples[WITH, metric], samples[other, metric], level
+            a, b = (WITH, metric), (other, metric)
+            row[metric], gains[other][metric] = difference_row(
+                metric, points[a], points[b], samples[a], samples[b], level
             )
-            turned = (
-                Interval(-difference.estimate, -difference.high, -difference.low)
-                if metric in LOWER_IS_BETTER
-                else difference
-            )
-            gains[other][metric] = turned
-            row[metric] = {**difference.to_dict(), "word": word(turned)}
         differences[f"{WITH} - {other}"] = row
     return table, differences, gains
+
+
+def difference_row(
+    metric: str, a: float, b: float, samples_a: np.ndarray, samples_b: np.ndarray, level: float
+) -> tuple[dict[str, Any], Interval]:
+    """The paired difference a − b of a metric as JSON {estimate, low, high, word}, and turned so that positive is better."""
+    difference = paired_difference(a, b, samples_a, samples_b, level)
+    turned = difference
+    if metric in LOWER_IS_BETTER:
+        turned = Interval(-difference.estimate, -difference.high, -difference.low)
+    return {**difference.to_dict(), "word": word(turned)}, turned
 
 
 def _constant(target: Target, rows: Rows) -> Predictions:
@@ -242,7 +247,11 @@ def _read(target: Target, logits: np.ndarray, rows: Rows) -> Predictions:
 
 
 def _weighted_mean(values: np.ndarray, w: np.ndarray | None) -> np.ndarray:
-    return values.mean() if w is None else w @ values / w.sum(-1)
+    """NaN where a resample drew none of these rows."""
+    if w is None:
+        return values.mean()
+    total = w.sum(-1)
+    return np.where(total > 0, w @ values / np.where(total > 0, total, 1.0), np.nan)
 
 
 def _or_none(value: Any) -> float | None:

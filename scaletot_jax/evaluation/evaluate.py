@@ -5,14 +5,18 @@
     rows             {head, val, test}, and test_groups
     audit            groups of each split, trained groups, days between training labels and evaluation
     metrics          definition and direction of each metric
-    targets          label column → {kind, horizon, features: name of the feature set → {systems, differences, verdict}}
+    slices           what makes a test row "seen", by slice, and how small a slice may be
+    targets          label column → {kind, horizon, features: name of the feature set → {systems, differences, slices,
+                     verdict}}
     verdict          that of the primary comparison, see PRIMARY: {word, attributable, gain, sentence, caveat, ...}
 
 ``systems``: system → metric → {estimate, low, high}, and ``by_seed``. ``differences``: "profile_z - other" → metric →
-{estimate, low, high, word}. The systems are explained in :mod:`scaletot_jax.evaluation.comparison`.
+{estimate, low, high, word}. The systems are explained in :mod:`scaletot_jax.evaluation.comparison`, the slices in
+:mod:`scaletot_jax.evaluation.slices`.
 
 Two feature sets are judged: the profile fields as configured, and the static ones alone. For the latter ẑ is computed
-with every early field withheld, so that nothing behavioural reaches the head by way of ẑ.
+with every early field withheld, so that nothing behavioural reaches the head by way of ẑ. Its profiles count as seen by
+their static fields.
 """
 
 from __future__ import annotations
@@ -29,12 +33,13 @@ from scaletot_jax.encoder.artifact import Encoder, load_encoder, sha256_json
 from scaletot_jax.encoder.model import Inputs, init_params, redact
 from scaletot_jax.encoder.score import compile_embedding, embed_rows, read_embeddings
 from scaletot_jax.errors import DataError
-from scaletot_jax.evaluation import comparison
+from scaletot_jax.evaluation import comparison, slices
 from scaletot_jax.evaluation.comparison import DEFINITIONS, LOWER_IS_BETTER, Predictions, Rows, Target
 from scaletot_jax.evaluation.split_audit import UNSEEN, audit_splits, audit_time, audit_training
 from scaletot_jax.evaluation.verdict import verdict
 from scaletot_jax.files import read_json, read_table, write_json, write_table
 from scaletot_jax.profiles.features import Features
+from scaletot_jax.profiles.keys import coarse_keys
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
@@ -49,6 +54,7 @@ class FeatureSet(NamedTuple):
     dense: np.ndarray  # [U, P] profile features
     z: np.ndarray  # [U, E] ẑ from the same fields
     untrained: np.ndarray  # [U, E] of the encoder's initial weights
+    coarse: np.ndarray  # [U] coarse key of the fields in use
 
 
 def evaluate(run: Run) -> Stage:
@@ -75,6 +81,7 @@ def evaluate(run: Run) -> Stage:
     sizes = {"test_rows": len(rows.test), "test_groups": len(set(groups[rows.test]))}
 
     features = _feature_sets(run, population, seed)
+    known = {"teacher": _reasoned_rows(run), "head": rows.head}
     targets = _targets(population)
     results: dict[str, Any] = {
         target.column: {"kind": target.kind, "horizon": target.horizon or None, "features": {}} for target in targets
@@ -85,6 +92,7 @@ def evaluate(run: Run) -> Stage:
     with Progress("evaluate", len(features) * len(targets), "comparisons") as progress:
         for name, found in features.items():
             inputs = comparison.variants(found.dense, found.z, found.untrained, rows, seed)
+            seen = {other: slices.seen_rows(found.coarse, index, rows.test) for other, index in known.items()}
             for target in targets:
                 systems, everyone = comparison.predict(target, inputs, found.dense, rows, run.config["head"], seed)
                 if name == configured:
@@ -92,12 +100,12 @@ def evaluate(run: Run) -> Stage:
                         f"expected_{target.column}": everyone.mean,
                         f"p_positive_{target.column}": everyone.positive,
                     }
-                scores, differences, gains = comparison.score_systems(
-                    target, systems, rows, groups, resamples=settings["bootstrap"], level=settings["level"], seed=seed
-                )
+                resampling = {"resamples": settings["bootstrap"], "level": settings["level"], "seed": seed}
+                scores, differences, gains = comparison.score_systems(target, systems, rows, groups, **resampling)
                 results[target.column]["features"][name] = {
                     "systems": scores,
                     "differences": differences,
+                    "slices": slices.score_slices(target, systems, rows, groups, seen, **resampling),
                     "verdict": verdict(
                         gains[comparison.WITHOUT][PRIMARY],
                         {other: gains[other][PRIMARY] for other in comparison.PLACEBOS},
@@ -126,6 +134,7 @@ def evaluate(run: Run) -> Stage:
             name: {"definition": text, "better": "lower" if name in LOWER_IS_BETTER else "higher"}
             for name, text in DEFINITIONS.items()
         },
+        "slices": {"seen": slices.KNOWN, "min_rows": slices.MIN_ROWS, "min_groups": slices.MIN_GROUPS},
         "targets": results,
         "verdict": primary,
     }
@@ -171,15 +180,22 @@ def _feature_sets(run: Run, population: Population, seed: int) -> dict[str, Feat
     encoder = load_encoder(run.finished("distill").directory, features_sha256=sha256_json(record))
     early = np.array([field.role == "early" for field in space.fields])
     z = read_embeddings(run.finished("score").directory)
-    found = {configured: FeatureSet(space.dense(features), z, _embed(encoder, features, None, seed=seed))}
+    untrained = _embed(encoder, features, None, seed=seed)
+    found = {configured: FeatureSet(space.dense(features), z, untrained, _strings(population.table, "coarse_key"))}
     if early.any() and not early.all():
         static = replace(space, fields=tuple(field for field in space.fields if field.role == "static"))
         found["static"] = FeatureSet(
             static.dense(static.encode(population.table)),
             _embed(encoder, features, early),
             _embed(encoder, features, early, seed=seed),
+            coarse_keys(population.table, [field for field in population.fields if field.role == "static"]),
         )
     return found
+
+
+def _reasoned_rows(run: Run) -> np.ndarray:
+    """Rows whose profiles the teacher reasoned about."""
+    return read_table(run.finished("teach").path("profiles.parquet"), columns=["row"])["row"].to_numpy()
 
 
 def _embed(encoder: Encoder, features: Features, withheld: np.ndarray | None, seed: int | None = None) -> np.ndarray:

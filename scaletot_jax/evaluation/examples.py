@@ -75,7 +75,8 @@ def _slots(values: Sequence[str], distributions: Sequence[Sequence[float]], spec
         shares = distributions[i] if i < len(distributions) else []
         judged = slot.source == "scored" and value in slot.values and len(shares) == len(slot.values)
         share = shares[slot.values.index(value)] if judged else None
-        out.append(Slot(spec.segments[spec.segment_of_slot[i]].title, slot.name.replace("_", " "), value, share))
+        title, written = spec.segments[spec.segment_of_slot[i]].title, slot.source == "free"
+        out.append(Slot(title, slot.name.replace("_", " "), value, share, written))
     return out
 
 

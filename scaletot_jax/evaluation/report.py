@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletot_jax.errors import ConfigError, StaleRunError
-from scaletot_jax.evaluation import closing, sections, student_sections, verdict_section
+from scaletot_jax.evaluation import closing, sections, slices_section, student_sections, verdict_section
 from scaletot_jax.evaluation.material import Material, collect, environment, usable_stages
 from scaletot_jax.evaluation.page import document
 from scaletot_jax.files import write_bytes, write_json
@@ -26,6 +26,7 @@ PAGE = "report.html"
 SECTIONS = {
     "verdict": ("Verdict", verdict_section.hero),
     "ltv": ("LTV", verdict_section.ltv),
+    "seen": ("Seen", slices_section.seen),
     "people": ("People", sections.people),
     "budget": ("Cost", sections.budget),
     "doubt": ("Doubt", sections.doubt),

@@ -60,7 +60,25 @@ def people(material: Material) -> Markup:
         table("Labels", ["Label", "Mean", "Zeros", "Largest"], labels, numeric=[1, 2, 3]) if labels else None,
     ]
     grid = el("div", bars("From everybody to the few, and back", shown), el("div", right), class_="grid")
-    return section("people", "People and chains", grid, folded("Splits and rejections", notes) if notes else None)
+    folds = folded("Splits and rejections", notes) if notes else None
+    return section("people", "People and chains", grid, _texts(material), folds)
+
+
+def _texts(material: Material) -> Markup | None:
+    """What became of the free texts that the teacher wrote; None where the chains have none."""
+    texts = material.summary("teach").get("texts")
+    if not texts:
+        return None
+    reasons = {
+        "number": "a number that the profile does not hold",
+        "value": "a value that the profile does not hold",
+        "form": "no text that a chain can hold",
+        "budget": "not written: out of budget",
+    }
+    rows = [["asked for", number(texts.get("asked"))], ["accepted", number(texts.get("accepted"))]]
+    rows += [["… of these empty", number(texts.get("empty"))]]
+    rows += [[f"rejected: {reasons.get(why, why)}", number(count)] for why, count in texts.get("rejected", {}).items()]
+    return table("Free texts of the teacher", ["What became of them", "Texts"], rows, numeric=[1])
 
 
 def budget(material: Material) -> Markup:

@@ -8,7 +8,7 @@ from typing import Any
 from scaletot_jax.evaluation.figures import Series, bars, curves
 from scaletot_jax.evaluation.lookup import dig
 from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.page import Markup, absent, el, facts, number, percent, section, table
+from scaletot_jax.evaluation.page import Markup, absent, el, facts, folded, number, percent, section, table
 
 
 def learning(material: Material) -> Markup:
@@ -143,6 +143,56 @@ def transfer(material: Material) -> Markup:
     summary = material.summary("distill")
     if not summary:
         return section("transfer", title, absent("The encoder", "distill"))
+    probe = summary.get("probe") or {}
+    tried = [
+        [f"layer {layer}", number(value, sign=True)]
+        for layer, value in sorted((probe.get("r2") or {}).items(), key=lambda item: int(item[0]))
+    ]
+    sizes = summary.get("profiles") or {}
+    intro = el(
+        "p",
+        "Profiles of groups that the encoder was not trained on. Chains are sampled, so only the mean of a profile's states can be "
+        "predicted: the ceiling is what any function of the profile could reach. “Found first” is how often a prediction is nearest "
+        "to its own profile's state. What is said of everybody else rests on groups that no training of the language model saw.",
+    )
+    numbers = facts(
+        [
+            ("Profiles trained on", number(sizes.get("train"))),
+            ("Held-out profiles of groups nothing was trained on", number(sizes.get("held_out_unseen_groups"))),
+            (
+                "… with a profile that the language model was trained on",
+                number(sizes.get("of_them_with_a_trained_profile")),
+            ),
+            ("Chains a profile", number(summary.get("chains"))),
+            ("Layer of the student", number(summary.get("layer"))),
+            ("Training step kept", number(dig(summary, "training.kept_step"))),
+        ]
+    )
+    reason = el("p", "Layer chosen: ", probe["reason"], ".", class_="note") if probe.get("reason") else None
+    by_layer = "Layer probe: cross-validated R² of the days label"
+    chosen = el("div", reason, table(by_layer, ["Layer", "R²"], tried, numeric=[1]) if tried else None)
+    caption = "Mean error on the profiles that choose which step to keep."
+    error = _curve(material.distill_steps, "Encoder: error", {"select_error": "error"}, "step", caption)
+    evidence = summary.get("transfer") or {}
+    if not isinstance(evidence, Mapping):  # of an older run, which did not tell them apart
+        tables = [_by_segment("Transfer by segment, groups of the teacher split among them", evidence)]
+    else:
+        tables = [
+            _by_segment(
+                "Transfer by segment, groups that no training of the language model saw", evidence.get("unseen_groups")
+            ),
+            folded(
+                "Groups of the teacher split",
+                _by_segment(
+                    "Transfer by segment, groups whose chains or labels trained the student",
+                    evidence.get("trained_groups"),
+                ),
+            ),
+        ]
+    return section("transfer", title, intro, numbers, *tables, el("div", error, chosen, class_="grid"))
+
+
+def _by_segment(caption: str, evidence: Sequence[Mapping[str, Any]] | None) -> Markup:
     rows = [
         [
             row["segment"],
@@ -155,33 +205,7 @@ def transfer(material: Material) -> Markup:
             number(dig(row, "retrieval.mrr")),
             number(row.get("held_out")),
         ]
-        for row in summary.get("transfer") or []
+        for row in evidence or ()
     ]
     head = ["Segment", "R²", "Ceiling", "R², by variance", "Ceiling, by variance", "Found first", "… by chance"]
-    head += ["MRR", "Profiles"]
-    probe = summary.get("probe") or {}
-    tried = [
-        [f"layer {layer}", number(value, sign=True)]
-        for layer, value in sorted((probe.get("r2") or {}).items(), key=lambda item: int(item[0]))
-    ]
-    sizes = summary.get("profiles") or {}
-    intro = el(
-        "p",
-        "Profiles of held-out groups. Chains are sampled, so only the mean of a profile's states can be predicted: the ceiling is "
-        "what any function of the profile could reach. “Found first” is how often a prediction is nearest to its own profile's state.",
-    )
-    numbers = facts(
-        [
-            ("Profiles trained on", number(sizes.get("train"))),
-            ("Chains a profile", number(summary.get("chains"))),
-            ("Layer of the student", number(summary.get("layer"))),
-            ("Training step kept", number(dig(summary, "training.kept_step"))),
-        ]
-    )
-    reason = el("p", "Layer chosen: ", probe["reason"], ".", class_="note") if probe.get("reason") else None
-    by_layer = "Layer probe: cross-validated R² of the days label"
-    chosen = el("div", reason, table(by_layer, ["Layer", "R²"], tried, numeric=[1]) if tried else None)
-    caption = "Mean error on the profiles that choose which step to keep."
-    error = _curve(material.distill_steps, "Encoder: error", {"select_error": "error"}, "step", caption)
-    by_segment = table("Transfer by segment", head, rows, numeric=range(1, 9))
-    return section("transfer", title, intro, numbers, by_segment, el("div", error, chosen, class_="grid"))
+    return table(caption, [*head, "MRR", "Profiles"], rows, numeric=range(1, 9))

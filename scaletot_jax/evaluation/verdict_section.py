@@ -147,7 +147,7 @@ def ltv(material: Material) -> Markup:
         " bootstrap by group, ", number(dig(evaluation, "bootstrap.resamples")), " resamples; they speak of the test sample, for these fitted models.",
     )  # fmt: skip
     blocks: list[Markup] = []
-    for label, features, found in _in_order(evaluation):
+    for label, features, found in in_order(evaluation):
         primary = not blocks
         content = _comparison(f"{label}, {features} profile fields", found, evaluation, charts=primary)
         blocks.append(
@@ -158,7 +158,7 @@ def ltv(material: Material) -> Markup:
     return section("ltv", title, intro, blocks, _audit(evaluation.get("audit") or {}))
 
 
-def _in_order(evaluation: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+def in_order(evaluation: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """The comparisons (label, feature set, result), that of the verdict first."""
     verdict = evaluation.get("verdict") or {}
     out = [
@@ -184,7 +184,7 @@ def _comparison(caption: str, found: Mapping[str, Any], evaluation: Mapping[str,
     paired = [
         [
             _against(name),
-            *[join([interval(row.get(metric), 4, sign=True), _word(row.get(metric))]) for metric in metrics],
+            *[join([interval(row.get(metric), 4, sign=True), decided(row.get(metric))]) for metric in metrics],
         ]
         for name, row in differences.items()
     ]
@@ -203,7 +203,7 @@ def _differences(metric: str, better: Any, differences: Mapping[str, Any]) -> Ma
     return intervals(f"{METRICS[metric]}, with ẑ minus …", rows, caption=side, digits=4)
 
 
-def _word(difference: Any) -> Markup | None:
+def decided(difference: Any) -> Markup | None:
     """The word, where there is a decision; the interval says the rest."""
     word = difference.get("word") if isinstance(difference, Mapping) else None
     return el("span", word, class_=f"ci {_CLASS[word]}") if word in _CLASS else None

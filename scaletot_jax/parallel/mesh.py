@@ -20,16 +20,16 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence | None = None) -> Mesh:
-    """A mesh ``[data, fsdp, tensor]`` over the first ``data * fsdp * tensor`` devices.
+    """A mesh ``[data, fsdp, tensor]`` over ``data * fsdp * tensor`` devices, see :func:`choose_devices`.
 
     Args:
       data: copies of the model; 0 means as many as the devices allow.
       fsdp: parts of each weight along the model dimension.
       tensor: parts of each weight along heads, MLP or vocabulary.
-      devices: the devices to use; all of this process's backend by default.
+      devices: the devices to choose from; by default all of the backend, those of other processes among them.
 
     Raises:
-      ConfigError: an axis below 1 or more devices than there are.
+      ConfigError: an axis below 1, more devices than there are, or a mesh in which a process has no share.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
     if fsdp < 1 or tensor < 1 or data < 0:
@@ -45,5 +45,35 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
             why=f"data={data} × fsdp={fsdp} × tensor={tensor} needs {max(needed, fsdp * tensor)} devices, there are {len(devices)}",
             do="lower mesh.data, mesh.fsdp or mesh.tensor",
         )
-    grid = np.asarray(devices[:needed], dtype=object).reshape(data, fsdp, tensor)
+    grid = np.asarray(choose_devices(devices, needed), dtype=object).reshape(data, fsdp, tensor)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def choose_devices(devices: Sequence, needed: int) -> list:
+    """``needed`` of the devices, as many from every process, in the order given.
+
+    The first devices of a slice of several hosts all belong to the first process; the others would then run a program
+    on devices that they cannot reach.
+
+    Args:
+      devices: objects with a ``process_index``.
+      needed: how many; all of them may be unevenly owned, a part of them may not.
+
+    Raises:
+      ConfigError: a process would have no device, or fewer than another.
+    """
+    if needed == len(devices):
+        return list(devices)
+    owned: dict[int, list] = {}
+    for device in devices:
+        owned.setdefault(device.process_index, []).append(device)
+    share, rest = divmod(needed, len(owned))
+    if rest or min(map(len, owned.values())) < share:
+        raise ConfigError(
+            "the mesh does not give every process an equal share",
+            where="mesh",
+            why=f"{needed} of {len(devices)} devices, which belong to {len(owned)} processes",
+            do="set mesh.data=0, which takes all devices, or sizes whose product is a multiple of the processes",
+        )
+    chosen = {id(device) for found in owned.values() for device in found[:share]}
+    return [device for device in devices if id(device) in chosen]

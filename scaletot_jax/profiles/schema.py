@@ -29,6 +29,7 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.profiles.fields import Field, Group, Labels, LowActivity, Strict
+from scaletot_jax.strict_yaml import load_yaml
 
 PROFILE_FIELDS = ("static", "static+early")
 RESERVED = frozenset({"row", "user_id", "group", "snapshot", "split", "exact_key", "coarse_key"})
@@ -150,17 +151,6 @@ def _path(loc: Iterable[Any], value: Any) -> str:
     return "".join(parts) or "schema"
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, which plain YAML resolves silently to the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def builtin_schemas() -> list[str]:
     """Names of the schemas that come with the package."""
     folder = resources.files("scaletot_jax") / "schemas"
@@ -190,7 +180,7 @@ def load_schema(name_or_path: str | Path) -> Schema:
         except UnicodeDecodeError as error:
             raise DataError("a profile schema is not a text file", where=where, why=str(error)) from error
     try:
-        value = yaml.load(content, Loader=_UniqueKeys)
+        value = load_yaml(content)
     except yaml.YAMLError as error:
         raise DataError("a profile schema is not YAML", where=where, why=" ".join(str(error).split())) from error
     return Schema.from_dict(value, where=where)

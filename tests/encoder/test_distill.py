@@ -11,6 +11,7 @@ from scaletot_jax.encoder import distill as stage_module
 from scaletot_jax.encoder.artifact import load_encoder
 from scaletot_jax.encoder.blocks import plan_blocks, read_states
 from scaletot_jax.encoder.selection import choose_profiles
+from scaletot_jax.encoder.transfer import TRAINED, UNSEEN
 from scaletot_jax.errors import ConfigError, DataError, StaleRunError
 from scaletot_jax.profiles.prepare import open_population
 
@@ -33,13 +34,36 @@ def test_chooses_the_layer_that_tells_most(finished):
 
 def test_transfer_nears_the_ceiling_and_is_reported_by_segment(finished):
     _, stage, _ = finished
-    evidence = stage.summary()["transfer"]
+    evidence = stage.summary()["transfer"][UNSEEN]
     assert [row["segment"] for row in evidence] == list(SEGMENTS)
     for row in evidence:
         assert row["held_out"] >= 5 and 1 < row["effective_rank"] < 5
         assert 0.8 < row["ceiling_by_variance"] <= 1
         assert 0.7 * row["ceiling_by_variance"] < row["r2_by_variance"] <= 1
         assert row["retrieval"]["mrr"] > 2 * row["retrieval"]["chance_mrr"]
+
+
+def test_evidence_for_groups_the_language_model_never_saw_is_apart(finished):
+    """Oracle: the group's split, which the stage does not look at: it asks the earlier stages whom they used."""
+    run, stage, _ = finished
+    used = pq.read_table(stage.path("profiles.parquet")).to_pylist()
+    split = dict(zip(*(open_population(run).table[name].to_pylist() for name in ("group", "split"))))
+    keys = {
+        key
+        for key, name in zip(*(open_population(run).table[name].to_pylist() for name in ("exact_key", "split")))
+        if name == "teacher"
+    }
+    held_out = [row for row in used if row["part"] == "held_out"]
+    unseen = [row for row in held_out if split[row["group"]] != "teacher"]
+    assert 0 < len(unseen) < len(held_out)
+    summary = stage.summary()
+    for row in summary["transfer"][UNSEEN]:
+        assert row["held_out"] == len(unseen)
+    for row in summary["transfer"][TRAINED]:
+        assert row["held_out"] == len(held_out) - len(unseen)
+    assert summary["profiles"]["held_out"] == len(held_out)
+    assert summary["profiles"]["held_out_unseen_groups"] == len(unseen)
+    assert summary["profiles"]["of_them_with_a_trained_profile"] == sum(row["exact_key"] in keys for row in unseen)
 
 
 def test_only_teacher_and_distill_users_and_no_labels(finished):

@@ -7,6 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from scaletot_jax.encoder import probe, transfer
+from scaletot_jax.encoder.model import Encoded
 from scaletot_jax.encoder.whiten import effective_rank, fit_whitening, whiten
 from scaletot_jax.errors import DataError
 
@@ -128,3 +129,24 @@ def test_retrieval():
     guess = np.mean([transfer.retrieval(z, np.random.default_rng(s).normal(size=z.shape))["mrr"] for s in range(1, 31)])
     assert guess == pytest.approx(perfect["chance_mrr"], rel=0.2)
     assert transfer.retrieval(z, z, pool=10)["pool"] == 10
+
+
+def test_what_is_reproduced_for_trained_groups_only_is_no_evidence_for_the_others():
+    """A predictor that knows the states of trained groups by heart and says the mean for the others."""
+    rng = np.random.default_rng(0)
+    chains = rng.normal(size=(120, 1, 1, 5)) + 0.1 * rng.normal(size=(120, 3, 1, 5))
+    held_out, trained = np.arange(120) >= 60, np.arange(120) % 2 == 0
+    w = fit_whitening(chains[~held_out, :, 0].mean(1), 5)
+    target = whiten(w, chains[held_out, :, 0].mean(1))
+    predicted = np.where(trained[held_out, None], target, target.mean(0))
+    found = transfer.evidence_by_exposure(
+        ["a"], chains, held_out, trained, ~held_out, [w], Encoded(np.zeros((60, 2)), (predicted,))
+    )
+    (known,), (new,) = found[transfer.TRAINED], found[transfer.UNSEEN]
+    assert (known["held_out"], new["held_out"]) == (30, 30)
+    assert known["r2"] == pytest.approx(1) and known["retrieval"]["recall_at_1"] == 1
+    assert new["r2"] <= 0 and new["retrieval"]["recall_at_1"] <= new["retrieval"]["chance_recall_at_1"]
+    nobody = transfer.evidence_by_exposure(
+        ["a"], chains, held_out, held_out, ~held_out, [w], Encoded(np.zeros((60, 2)), (predicted,))
+    )
+    assert set(nobody[transfer.UNSEEN][0]) == {"segment", "dim", "effective_rank", "held_out"}

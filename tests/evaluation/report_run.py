@@ -285,15 +285,16 @@ def _osipo(run: Run, rng: np.random.Generator, word: str) -> None:
 
 def _distill(run: Run, rng: np.random.Generator, word: str) -> None:
     stage = _open(run, "distill", "prepare", "teach", "sft", "osipo")
-    transfer = [
+    unseen = [
         {
             "segment": name, "dim": 64, "held_out": 40, "r2": 0.41 + 0.05 * i, "ceiling": 0.83, "ceiling_single_chain": 0.6, "r2_by_variance": 0.62,
             "ceiling_by_variance": 0.9, "retrieval": {"recall_at_1": 0.2, "recall_at_10": 0.7, "mrr": 0.4, "pool": 40, "chance_recall_at_1": 0.025, "chance_mrr": 0.1},
         }
         for i, (name, _) in enumerate(SLOTS)
     ]  # fmt: skip
+    transfer = {"unseen_groups": unseen, "trained_groups": [{**row, "held_out": 21, "r2": 0.77} for row in unseen]}
     summary = {
-        "profiles": {"total": 401, "train": 321, "select": 40, "held_out": 40, "from_teacher": 201},
+        "profiles": {"total": 422, "train": 321, "select": 40, "held_out": 61, "from_teacher": 201, "held_out_unseen_groups": 40, "of_them_with_a_trained_profile": 3},
         "chains": 4, "layer": 11, "training": {"steps": 2000, "kept_step": 1500, "select_error": 0.4}, "transfer": transfer,
         "probe": {"candidates": [8, 10, 12, 15], "layer": 11, "reason": "best cross-validated R² of the days label", "r2": {"8": 0.11, "10": 0.14, "12": 0.12, "15": -0.02}},
     }  # fmt: skip
@@ -316,7 +317,7 @@ def _evaluate(run: Run, rng: np.random.Generator, word: str) -> None:
         label: {
             "kind": kind,
             "horizon": horizon,
-            "features": {features: _comparison(rng, kind, word) for features in ("static+early", "static")},
+            "features": {features: _comparison(rng, kind, word, features) for features in ("static+early", "static")},
         }
         for label, kind, horizon in (("lt30", "days", 30), ("ltv30", "value", None))
     }
@@ -331,6 +332,7 @@ def _evaluate(run: Run, rng: np.random.Generator, word: str) -> None:
             "days_between_training_labels_and_evaluation": 0,
         },
         "metrics": {name: {"definition": name, "better": "lower" if name in LOWER else "higher"} for name in METRICS},
+        "slices": {"seen": {"teacher": "…", "head": "…"}, "min_rows": 30, "min_groups": 10},
         "targets": targets,
         "verdict": targets["lt30"]["features"]["static+early"]["verdict"],
     }
@@ -338,7 +340,7 @@ def _evaluate(run: Run, rng: np.random.Generator, word: str) -> None:
     stage.finish(["metrics.json"], {"rows": metrics["rows"], "verdict": metrics["verdict"]})
 
 
-def _comparison(rng: np.random.Generator, kind: str, word: str) -> dict[str, Any]:
+def _comparison(rng: np.random.Generator, kind: str, word: str, features: str) -> dict[str, Any]:
     names = METRICS if kind == "days" else METRICS[:-1]
     level = {"spearman": 0.43, "auc": 0.72, "normalised_gini": 0.5, "rmse": 2.31, "rps": 0.071}
 
@@ -370,7 +372,26 @@ def _comparison(rng: np.random.Generator, kind: str, word: str) -> dict[str, Any
         "level": 0.95,
     }
     verdict = evaluated_verdict(Interval(*gain), placebos, **size)
-    return {"systems": systems, "differences": differences, "verdict": verdict}
+    return {"systems": systems, "differences": differences, "slices": _slices(systems, features), "verdict": verdict}
+
+
+def _slices(systems: Mapping[str, Mapping[str, Any]], features: str) -> dict[str, Any]:
+    """One slice with numbers and one too small, and for the static fields one that does not apply."""
+    both = {name: systems[name] for name in ("profile", "profile_z")}
+    changes = ((0.031, 0.012, 0.047, "helped"), (-0.024, -0.041, -0.008, "hurt"))
+    seen, unseen = (
+        {m: dict(zip(("estimate", "low", "high", "word"), change)) for m in systems["profile"]} for change in changes
+    )
+    contrast = {m: {"estimate": 0.055, "low": 0.033, "high": 0.071} for m in systems["profile"]}
+    head = {
+        "seen": {"rows": 907, "groups": 344, "systems": both, "difference": seen},
+        "unseen": {"rows": 123, "groups": 61, "systems": both, "difference": unseen},
+        "seen_minus_unseen": contrast,
+    }
+    few = {"rows": 17, "groups": 9, "note": "too few to tell", "why": "fewer than 30 rows"}
+    teacher = {"seen": {"rows": 1013, "groups": 369, "systems": both, "difference": seen}, "unseen": few}
+    everyone = {"note": "not applicable", "why": "every one of the 1,030 test rows was seen"}
+    return {"teacher": everyone if features == "static" else teacher, "head": head}
 
 
 _WRITERS = {

@@ -12,6 +12,7 @@ from scaletot_jax.encoder.distill import distill
 from scaletot_jax.encoder.score import score
 from scaletot_jax.errors import DataError
 from scaletot_jax.evaluation import evaluate as stage_module
+from scaletot_jax.evaluation import slices
 from scaletot_jax.evaluation.comparison import METRICS, PLACEBOS, WITH, WITHOUT
 from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED
 from scaletot_jax.profiles.prepare import open_population
@@ -43,6 +44,31 @@ def test_report_is_complete(evaluated):
     assert report["audit"]["overlap"] == 0 and report["audit"]["trained_groups"] > 100
 
 
+def test_slices_are_by_the_coarse_profile_of_the_fields_in_use(evaluated):
+    """Oracle: the bins of schemas/synthetic.yaml by hand: age and plan, and with early fields visits."""
+    run, _, report = evaluated
+    table = open_population(run).table
+    age = np.digitize(np.nan_to_num(np.array(table["age"].to_pylist(), float), nan=-1), [0, 30, 45, 60])
+    visits = np.digitize(table["visits_30"].to_numpy(), [1, 3, 8])
+    split = np.array(table["split"].to_pylist())
+    test, rows = split == "test", {"head": split == "head", "teacher": np.zeros(len(split), bool)}
+    rows["teacher"][pq.read_table(run.workdir / "teach" / "profiles.parquet")["row"].to_numpy()] = True
+    for features, columns in (
+        ("static", (age, table["plan"].to_numpy())),
+        ("static+early", (age, table["plan"].to_numpy(), visits)),
+    ):
+        profile = np.array(list(map(str, zip(*columns))))
+        for target in report["targets"].values():
+            found = target["features"][features]["slices"]
+            assert set(found) == {"teacher", "head"}
+            for name, known in rows.items():
+                seen = int(np.isin(profile[test], profile[known]).sum())
+                if seen in (0, test.sum()):
+                    assert found[name]["note"] == slices.NOT_APPLICABLE
+                else:
+                    assert [found[name][side]["rows"] for side in slices.SIDES] == [seen, test.sum() - seen]
+
+
 def test_early_behaviour_does_not_reach_the_static_comparison(evaluated):
     """visits_30 tells most about lt30: with it every network must order users clearly better than without."""
     _, _, report = evaluated
@@ -63,6 +89,7 @@ def test_static_embeddings_ignore_early_columns(evaluated):
     other = stage_module._feature_sets(run, population._replace(table=changed), 0)
     np.testing.assert_array_equal(other["static"].z, sets["static"].z)
     np.testing.assert_array_equal(other["static"].dense, sets["static"].dense)
+    np.testing.assert_array_equal(other["static"].coarse, sets["static"].coarse)
     assert (other["static+early"].dense != sets["static+early"].dense).any()
     assert np.abs(sets["static"].z - sets["static+early"].z).max() > 1e-2
 

@@ -1,6 +1,7 @@
 """The report: self-contained, escaped, redacted, reproducible, readable, and honest about what is missing."""
 
 import base64
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,9 +20,9 @@ from scaletot_jax.errors import ConfigError, StaleRunError
 from scaletot_jax.evaluation.cards import tree
 from scaletot_jax.evaluation.examples import bucket_names, short_hash
 from scaletot_jax.evaluation.figures import Series, bars, before_after, curves, distributions, intervals, nice_ticks
-from scaletot_jax.evaluation.material import segment_uncertainty
+from scaletot_jax.evaluation.material import collect, segment_uncertainty
 from scaletot_jax.evaluation.page import Markup, document, el, interval, number, table, text
-from scaletot_jax.evaluation.report import SECTIONS, excerpt, report
+from scaletot_jax.evaluation.report import SECTIONS, excerpt, render, report
 from scaletot_jax.run import STAGES, Run
 
 VOID = {"meta", "link", "br", "hr", "img", "col"}
@@ -229,6 +230,45 @@ def test_numbers_come_from_the_artifacts(run, page):
     estimate = evaluated["targets"]["lt30"]["features"]["static"]["systems"]["ridge"]["rmse"]["estimate"]
     assert f"{estimate:.3f}" in shown
     assert metrics["evaluation"]["targets"] == evaluated["targets"]
+
+
+def test_slices_are_shown_with_their_words_and_without_numbers_where_there_are_too_few(run):
+    """Cells of the first table, that of the verdict's label and fields."""
+    read = excerpt(run.workdir, run.config, "seen")
+    first, *others = (re.findall(r"<tr>(.*?)</tr>", table_) for table_ in re.findall(r"<tbody>(.*?)</tbody>", read))
+    rows = [[re.sub("<[^>]+>", " ", cell).split() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in first]  # fmt: skip
+    assert [" ".join(row[0]) for row in rows] == [
+        "Among those the teacher reasoned about", "Not among those the teacher reasoned about",
+        "Among those the heads were trained on", "Not among those the heads were trained on", "The former minus the latter",
+    ]  # fmt: skip
+    assert rows[2][1:3] == [["907"], ["344"]] and rows[2][5] == ["+0.0310", "+0.0120", "to", "+0.0470", "helped"]
+    assert rows[3][5][-1] == "hurt" and rows[4][5] == ["+0.0550", "+0.0330", "to", "+0.0710"]
+    assert rows[1][1:4] == [["17"], ["9"], ["–"]] and " ".join(rows[1][5]) == "too few to tell fewer than 30 rows"
+    assert len(others) == 3 and read.count("not applicable") == 2
+
+
+def test_transfer_of_groups_the_student_knew_is_named_for_what_it_is(run):
+    shown = re.sub("<[^>]+>", " ", excerpt(run.workdir, run.config, "transfer"))
+    unseen, trained = shown.split("groups whose chains or labels trained the student")
+    assert "groups that no training of the language model saw" in unseen and "0.410" in unseen and "0.770" not in unseen
+    assert "0.770" in trained and "Groups of the teacher split" in unseen
+
+
+def test_a_run_from_before_the_slices_and_the_two_kinds_of_held_out_groups_is_still_shown(tmp_path):
+    with make_run(tmp_path / "run") as run:
+        path = run.workdir / "distill" / "stage.json"
+        record = json.loads(path.read_text())
+        record["summary"]["transfer"] = record["summary"]["transfer"]["unseen_groups"]
+        path.write_text(json.dumps(record))
+        material = collect(run)
+    evaluation = json.loads(json.dumps(material.evaluation))
+    for target in evaluation["targets"].values():
+        for found in target["features"].values():
+            del found["slices"]
+    content = render(dataclasses.replace(material, evaluation=evaluation))
+    Reader(content)
+    assert "This evaluation was made without slices" in content
+    assert "groups of the teacher split among them" in content
 
 
 def test_merged_metrics(run):

@@ -1,5 +1,8 @@
 """Sharding rules: what is stated is done, and what cannot be done is said."""
 
+from collections import Counter
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,7 +10,7 @@ from jax.sharding import PartitionSpec
 from student import toy
 
 from scaletot_jax.errors import ConfigError
-from scaletot_jax.parallel.mesh import make_mesh
+from scaletot_jax.parallel.mesh import choose_devices, make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings, constrain, parameter_shardings
 from scaletot_jax.student.adapter import adamw, start
 
@@ -23,6 +26,45 @@ def test_mesh_sizes():
     for bad in (dict(data=9), dict(fsdp=0), dict(tensor=16), dict(data=-1), dict(data=0, fsdp=16)):
         with pytest.raises(ConfigError, match="mesh"):
             make_mesh(**bad)
+
+
+class Chip(NamedTuple):
+    """Stands in for a device of another process."""
+
+    process_index: int
+    id: int
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_every_process_owns_an_equal_share_of_the_mesh(interleaved):
+    slice_ = [Chip(process, 4 * process + i) for process in range(4) for i in range(4)]
+    if interleaved:
+        slice_.sort(key=lambda chip: chip.id % 4)
+    for needed in (4, 8, 16):
+        chosen = choose_devices(slice_, needed)
+        assert Counter(chip.process_index for chip in chosen) == dict.fromkeys(range(4), needed // 4)
+        assert [slice_.index(chip) for chip in chosen] == sorted(slice_.index(chip) for chip in chosen)
+    assert choose_devices(slice_, 16) == slice_
+    for needed in (1, 2, 6):  # 1 is the default mesh: it would be process 0's alone
+        with pytest.raises(ConfigError, match=r"every process[\s\S]*mesh.data=0"):
+            choose_devices(slice_, needed)
+    with pytest.raises(ConfigError, match=r"mesh.data=0"):
+        make_mesh(devices=slice_)
+
+
+def test_unevenly_owned_devices_may_all_be_used_but_not_in_part():
+    uneven = [Chip(0, 0), Chip(0, 1), Chip(0, 2), Chip(1, 3)]
+    assert choose_devices(uneven, 4) == uneven
+    assert choose_devices(uneven, 2) == [uneven[0], uneven[3]]
+    with pytest.raises(ConfigError, match="every process"):
+        choose_devices([*uneven, Chip(1, 4), Chip(0, 5)], 6 - 1)
+    with pytest.raises(ConfigError, match="every process"):
+        choose_devices([*uneven, Chip(0, 4)], 4)
+
+
+def test_one_process_takes_its_first_devices():
+    assert choose_devices(jax.devices(), 3) == jax.devices()[:3]
+    assert make_mesh(data=2).devices.ravel().tolist() == jax.devices()[:2]
 
 
 def test_unknown_axis_and_missing_mesh_raise():
