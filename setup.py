@@ -1,4 +1,4 @@
-"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), test (the test suite), oracle (torch)."""
+"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), test (the test suite), oracle (torch, a llama.cpp server)."""
 
 from pathlib import Path
 
@@ -56,7 +56,8 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "test": TEST,
-        "oracle": ["torch==2.13.0"],  # compared against in tests, never imported by the package
+        # compared against in tests, never imported by the package; xllamacpp brings a llama.cpp server
+        "oracle": ["torch==2.13.0", "xllamacpp>=2026.10.11549"],
     },
     entry_points={"console_scripts": ["scaletot=scaletot_jax.cli:main"]},
     classifiers=[

@@ -16,6 +16,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from scaletot_jax.errors import ConfigError
+from scaletot_jax.teacher.served import settings as served
 
 
 def default_config() -> ConfigDict:
@@ -60,12 +61,30 @@ def default_config() -> ConfigDict:
     config.teacher.beam = 2
     config.teacher.candidates = 3
     config.teacher.refine_quantile = 0.70  # threshold of u, per slot, from the pilot
+    config.teacher.guide = "both"  # what u is made of: both | entropy | disagreement
     config.teacher.min_gain = 0.05
     config.teacher.max_refined_nodes = 3
     config.teacher.max_samples = 45
     config.teacher.max_calls = 24
     config.teacher.max_tokens = 4096
     config.teacher.deadline_s = 0.0  # per profile; 0: none (a deadline makes a run irreproducible)
+    config.teacher.backend = "local"  # local: lm.weights, run here | served: a model behind an OpenAI-compatible API
+
+    config.teacher.served = ConfigDict()  # for backend=served; see docs/recipes.md
+    config.teacher.served.base_url = ""  # such as http://127.0.0.1:8000/v1
+    config.teacher.served.model = ""  # as the server names it; empty: the only one it lists
+    config.teacher.served.api = "completions"  # completions (top-k log-probabilities) | chat
+    config.teacher.served.api_key_env = ""  # name of the environment variable that holds the key; empty: no key
+    config.teacher.served.top_k = 100  # log-probabilities asked for at each decision; 20 or 5 where these are too many
+    config.teacher.served.samples = 8  # drawn and counted where a chat server gives no log-probabilities
+    config.teacher.served.concurrency = 8  # requests in flight, which is also the most that a kill can cost
+    config.teacher.served.requests_per_minute = 0.0  # 0: no limit
+    config.teacher.served.timeout_s = 60.0  # of one request, from connecting to the last byte
+    config.teacher.served.retries = 5  # of a request that failed for a passing reason
+    config.teacher.served.max_total_tokens = 0  # hard limit of a run, prompt and answer together; 0: none
+    config.teacher.served.max_usd = 0.0  # hard limit of a run, by the prices below; 0: none
+    config.teacher.served.usd_per_million_input = 0.0
+    config.teacher.served.usd_per_million_output = 0.0
 
     # student
     config.student = ConfigDict()
@@ -157,6 +176,9 @@ _CHOICES = {
     "data.profile_fields": ("static", "static+early"),
     "teacher.answer": ("direct", "chain", "pooled"),
     "teacher.scoring": ("auto", "trie", "full"),
+    "teacher.guide": ("both", "entropy", "disagreement"),
+    "teacher.backend": ("local", "served"),
+    "teacher.served.api": ("completions", "chat"),
     "osipo.ratio": ("segment", "token", "sequence"),
     "osipo.aggregation": ("segment_mean", "token_mean", "sequence_mean", "constant"),
 }
@@ -175,6 +197,10 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **{f"teacher.{name}": _COUNT for name in ("candidates", "max_samples", "max_calls", "max_tokens")},
     **{f"teacher.{name}": _FROM_0 for name in ("min_gain", "max_refined_nodes", "deadline_s")},
     "teacher.refine_quantile": _SHARE_FROM_0,
+    **{f"teacher.served.{name}": _COUNT for name in ("top_k", "samples", "concurrency")},
+    **{f"teacher.served.{name}": _FROM_0 for name in ("requests_per_minute", "retries", "max_total_tokens", "max_usd")},
+    **{f"teacher.served.usd_per_million_{name}": _FROM_0 for name in ("input", "output")},
+    "teacher.served.timeout_s": _ABOVE_0,
     **{f"student.{name}": kind for name, kind in (("num_layers", _FROM_0), ("exit_texts", _COUNT))},
     **{f"student.{name}": kind for name, kind in (("lora_rank", _COUNT), ("lora_alpha", _ABOVE_0))},
     "mesh.data": _FROM_0,
@@ -330,6 +356,8 @@ def validate(config: ConfigDict) -> None:
             where="teacher.pilot_profiles",
             why=f"{flat['teacher.pilot_profiles']} > teacher.num_profiles = {flat['teacher.num_profiles']}",
         )
+    if flat["teacher.backend"] == "served":
+        served.check(config.teacher.served.to_dict(), scoring=flat["teacher.scoring"])
     if flat["data.name"] == "parquet" and not (flat["data.path"] and flat["data.schema"]):
         raise ConfigError(
             "a table of your own needs a path and a schema",

@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,8 +22,12 @@ from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.run import Run, flatten
 
+if TYPE_CHECKING:
+    from scaletot_jax.teacher.served.estimate import Estimate
+
 GIB = 1024**3
 COMPILE_S = 15.0  # allowance for each stage that compiles a program of the language model
+REQUEST_S = 0.5  # allowance for one request to a served teacher
 HEADS_S = 45.0  # allowance for evaluation: heads, bootstrap, page
 
 
@@ -67,6 +71,7 @@ class Plan(NamedTuple):
     repeated: float
     rates: Rates
     stages: list[StagePlan]
+    served: Estimate | None = None  # of a served teacher
 
 
 def plan(config: ConfigDict, workdir: str | Path) -> Plan:
@@ -84,7 +89,8 @@ def plan(config: ConfigDict, workdir: str | Path) -> Plan:
         lm = load_model(config.lm.weights)
         lengths = _lengths(run.config, population, lm.tokenizer)
         rates = measure(lm, run.config, lengths)
-        stages = _stages(run.config, population, lm, lengths, rates)
+        served = _served(run.config, population, lm, lengths)
+        stages = _stages(run.config, population, lm, lengths, rates, served)
     table = population.table
     return Plan(
         config=flatten(run.config),
@@ -94,6 +100,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> Plan:
         repeated=1 - summary["distinct_profiles"]["exact"] / max(1, table.num_rows),
         rates=rates,
         stages=stages,
+        served=served,
     )
 
 
@@ -120,6 +127,7 @@ def show(result: Plan) -> str:
     peak, disk = max(row.memory_gib for row in result.stages), sum(row.disk_mib for row in result.stages)
     lines.append(f"{'all':<9} {'':<44} {calls:>8,} {tokens:>11,} {total:>8.1f} {peak:>6.1f} {disk:>9.1f}")
     lines.append("")
+    lines += _show_served(result)
     lines.append(
         "calls and tokens of the teacher are an estimate from the bounds; its budget is enforced before each call"
     )
@@ -134,7 +142,8 @@ class _Lengths(NamedTuple):
 
 def _lengths(config: Mapping[str, Any], population: Population, tokenizer: Any) -> _Lengths:
     from scaletot_jax.chains.grammar import compile_chain
-    from scaletot_jax.student.policy import PROMPT_MULTIPLE, round_up
+    from scaletot_jax.lm.padding import round_up
+    from scaletot_jax.student.policy import PROMPT_MULTIPLE
 
     sample = population.table.slice(0, 200).to_pylist()
     limit = config["lm"]["max_profile_tokens"]
@@ -190,8 +199,44 @@ def measure(lm: Any, config: Mapping[str, Any], lengths: _Lengths, *, seconds: f
     )
 
 
+def _served(config: Mapping[str, Any], population: Population, lm: Any, lengths: _Lengths) -> Estimate | None:
+    """What a served teacher is expected to be asked; None for a local one."""
+    from scaletot_jax.teacher.served.estimate import estimate
+    from scaletot_jax.teacher.teach import distinct_profiles
+
+    teacher = config["teacher"]
+    if teacher["backend"] == "local":
+        return None
+    reasoned = distinct_profiles(population.table, teacher["num_profiles"]).num_rows
+    counts = {"num_profiles": reasoned, "pilot_profiles": min(teacher["pilot_profiles"], reasoned)}
+    return estimate(spec_of_run(config), lm.tokenizer.encode, {**teacher, **counts}, lengths.profile)
+
+
+def _show_served(result: Plan) -> list[str]:
+    served, config = result.served, result.config
+    if served is None:
+        return []
+    text = (
+        f"served teacher: about {served.requests:,} requests, {served.input_tokens:,} input and "
+        f"{served.output_tokens:,} output tokens"
+    )
+    if config["teacher.served.usd_per_million_input"] or config["teacher.served.usd_per_million_output"]:
+        text += f", {served.usd:,.2f} US dollars"
+    if config["teacher.served.api"] == "chat":
+        text += f"; {config['teacher.served.samples']} times that where it gives no log-probabilities"
+    limits = [f"{served.limit_usd:g} US dollars (teacher.served.max_usd)"] * (served.limit_usd > 0)
+    tokens = config["teacher.served.max_total_tokens"]
+    limits += [f"{tokens:,} tokens (teacher.served.max_total_tokens)"] * (tokens > 0)
+    return [text, f"  hard limit: {' and '.join(limits) or 'none; set teacher.served.max_usd or max_total_tokens'}"]
+
+
 def _stages(
-    config: Mapping[str, Any], population: Population, lm: Any, lengths: _Lengths, rates: Rates
+    config: Mapping[str, Any],
+    population: Population,
+    lm: Any,
+    lengths: _Lengths,
+    rates: Rates,
+    served: Estimate | None = None,
 ) -> list[StagePlan]:
     from scaletot_jax.teacher.cost import plan_cost
     from scaletot_jax.teacher.teach import distinct_profiles
@@ -209,9 +254,10 @@ def _stages(
     width, forward_width = lm.config.hidden_size, lm.config.intermediate_size
     base = 0.7  # interpreter, jax and compiled programs
 
-    def activations(tokens: int, kept: float) -> float:
-        """Bytes kept per token and layer, about 6 D + 3 F floats where the backward pass needs them."""
-        return tokens * kept * depth * lm.config.num_layers * (6 * width + 3 * forward_width) * 4 / GIB
+    def activations(rows: int, length: int) -> float:
+        """GiB that a backward pass keeps: 6 D + 3 F + 4 H T floats a token and layer, the last for attention's scores."""
+        floats = 6 * width + 3 * forward_width + 4 * lm.config.num_heads * length
+        return rows * length * depth * lm.config.num_layers * floats * 4 / GIB
 
     rows = []
 
@@ -219,14 +265,19 @@ def _stages(
         rows.append(StagePlan(stage, units, calls, int(tokens), seconds / 60, memory, disk))
 
     add("prepare", f"{table.num_rows:,} rows", 0, 0, 3, base, table.nbytes / 2**20)
+    calls, tokens, seconds = round(cost["calls"]), cost["tokens"], COMPILE_S + cost["tokens"] / rates.teacher
+    if served is not None:
+        calls, tokens = served.requests, served.input_tokens + served.output_tokens
+        pace = teacher["served"]["requests_per_minute"]
+        seconds = max(calls * REQUEST_S / teacher["served"]["concurrency"], calls * 60 / pace if pace else 0.0)
     add(
         "teach",
-        f"{reasoned:,} profiles, pilot of {settings['pilot_profiles']:,}",
-        round(cost["calls"]),
-        cost["tokens"],
-        COMPILE_S + cost["tokens"] / rates.teacher,
-        base + weights * 1.3,
-        reasoned * 0.06,
+        f"{reasoned:,} profiles, pilot of {settings['pilot_profiles']:,}" + (", served" if served else ""),
+        calls,
+        tokens,
+        seconds,
+        base + (0.0 if served else weights * 1.3),
+        reasoned * 0.06 + calls * (0.004 if served else 0.0),
     )
     evaluated = min(osipo["eval_profiles"], available["val"])
     sample_chains = osipo["eval_chains"]
@@ -234,7 +285,8 @@ def _stages(
     length = lengths.prompt + lengths.chain
     examples = reasoned * teacher["beam"]
     sft_tokens = examples * config["sft"]["epochs"] * length
-    sft_memory = base + weights * (0.5 + depth) + activations(config["sft"]["batch_size"] * length, 1.0)
+    several = lengths.prompt + teacher["beam"] * lengths.chain  # a prompt packed with its chains
+    sft_memory = base + weights * (0.5 + depth) + activations(config["sft"]["batch_size"], several)
     texts = min(config["student"]["exit_texts"], reasoned)
     calibration = texts * length / rates.teacher if config["student"]["num_layers"] else 0.0
     add(
@@ -246,16 +298,19 @@ def _stages(
         sft_memory,
         40,
     )
-    packed = osipo["prompts"] * (lengths.prompt + osipo["rollouts"] * lengths.chain)
+    together = lengths.prompt + osipo["rollouts"] * lengths.chain
+    packed, replayed = osipo["prompts"] * together, osipo["prompts"] * several
     decoded = osipo["prompts"] * osipo["rollouts"] * lengths.chain
-    update = 2 * packed / rates.training + packed / rates.student + decoded / rates.decode
+    update = (2 * packed + replayed) / rates.training + packed / rates.student + decoded / rates.decode
+    # Policy and reward model are differentiated in one program, which holds both and the replay of teacher chains.
+    osipo_memory = 2 * activations(osipo["prompts"], together) + activations(osipo["prompts"], several)
     add(
         "osipo",
         f"{osipo['updates']:,} updates x {osipo['prompts']} users x {osipo['rollouts']} chains",
         osipo["updates"] * osipo["prompts"] * osipo["rollouts"],
         osipo["updates"] * (packed + decoded),
         3 * COMPILE_S + osipo["updates"] * update + evaluation,
-        base + weights * (0.5 + depth) + activations(packed, 1.0),
+        base + weights * (1.5 + 3 * depth) + osipo_memory,
         60,
     )
     distilled = reasoned + min(distill["num_profiles"], available["distill"])

@@ -7,11 +7,13 @@ import sys
 import textwrap
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scaletot_jax import files
 from scaletot_jax.errors import DataError, ResourceError
-from scaletot_jax.files import atomic_path, read_arrays, read_json, write_arrays, write_json
+from scaletot_jax.files import atomic_path, read_arrays, read_json, write_arrays, write_json, write_table
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -24,6 +26,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise RuntimeError("killed")
     assert read_json(path) == {"a": 1}
     assert os.listdir(tmp_path) == ["value.json"]
+
+
+def test_a_large_table_can_be_read_in_parts(tmp_path):
+    table = pa.table({"row": np.arange(150_000)})
+    write_table(tmp_path / "large.parquet", table)
+    described = pq.ParquetFile(tmp_path / "large.parquet").metadata
+    assert max(described.row_group(i).num_rows for i in range(described.num_row_groups)) <= 1 << 16
+    assert pq.read_table(tmp_path / "large.parquet").equals(table)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")

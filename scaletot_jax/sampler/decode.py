@@ -11,6 +11,8 @@ keys and values once; s over the branch's own columns.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -146,29 +148,29 @@ def _next_token(params, config, constraint: Constraint, slots: Slots, features: 
     """One token a row, and what is kept of it."""
     logits = head.logits(params, config, slots.hidden)
     keys = jax.vmap(jax.random.fold_in)(slots.keys, slots.written)
-    uniform = jax.vmap(jax.random.uniform)(keys)
-    options = {
-        "temperature": slots.temperature,
-        "top_k": slots.top_k if features.top_k else None,
-        "top_p": slots.top_p if features.top_p else None,
-    }
-    token = logp = entropy = None
-    if features.kinds.free:
-        drawn = draw.draw(logits, automata.allowed_tokens(constraint, slots.state), uniform, **options)
-        token, logp, entropy = drawn.index, drawn.logp, drawn.entropy
-    if features.kinds.listed:
-        candidates = constraint.tokens[slots.state]
+    sample = functools.partial(
+        draw.draw,
+        uniform=jax.vmap(jax.random.uniform)(keys),
+        temperature=slots.temperature,
+        top_k=slots.top_k if features.top_k else None,
+        top_p=slots.top_p if features.top_p else None,
+    )
+    candidates = constraint.tokens[slots.state]
+
+    def from_list() -> tuple[jax.Array, jax.Array, jax.Array]:
         scores = jnp.take_along_axis(logits, jnp.maximum(candidates, 0), axis=1)
-        drawn = draw.draw(scores, candidates >= 0, uniform, **options)
-        listed = jnp.take_along_axis(candidates, drawn.index[:, None], axis=1)[:, 0]
-        if token is None:
-            token, logp, entropy = listed, drawn.logp, drawn.entropy
-        else:
-            free = constraint.free[slots.state]
-            token = jnp.where(free, token, listed)
-            logp, entropy = jnp.where(free, logp, drawn.logp), jnp.where(free, entropy, drawn.entropy)
-    if token is None:
-        token, logp, entropy = slots.state, slots.temperature, slots.temperature  # nothing can run
+        drawn = sample(scores, candidates >= 0)
+        return jnp.take_along_axis(candidates, drawn.place[:, None], axis=1)[:, 0], drawn.logp, drawn.entropy
+
+    def from_vocabulary() -> tuple[jax.Array, jax.Array, jax.Array]:
+        drawn = sample(logits, automata.allowed_tokens(constraint, slots.state))
+        return drawn.place, drawn.logp, drawn.entropy
+
+    if features.kinds.free and features.kinds.listed:
+        free = constraint.free[slots.state]
+        token, logp, entropy = (jnp.where(free, *both) for both in zip(from_vocabulary(), from_list()))
+    else:
+        token, logp, entropy = from_vocabulary() if features.kinds.free else from_list()
     zeros = jnp.zeros_like(slots.temperature)
     own, own_entropy = draw.model_statistics(logits, token) if features.statistics else (zeros, zeros)
     return token, Trace(token, logp, own, own_entropy, entropy)
@@ -204,12 +206,12 @@ def _extend(params, config: LMConfig, token: jax.Array, running: jax.Array, slot
             kv, group, width = q.shape[1:]
             merged = q.reshape(groups, branches, kv, group, width).transpose(0, 2, 1, 3, 4)
             prompt_mask = jnp.repeat(mask[..., : len(places)].reshape(groups, 1, branches, -1), group, axis=2)
-            far = _partial(merged.reshape(groups, kv, branches * group, width), *shared, prompt_mask)
-            far = tuple(
+            far = _partial(merged.reshape(groups, kv, branches * group, width), shared[0], shared[1], prompt_mask)
+            own = [
                 part.reshape(groups, kv, branches, group, -1).transpose(0, 2, 1, 3, 4).reshape(rows, kv, group, -1)
                 for part in far
-            )
-            return _merge(far, _partial(q, keys, values, mask[:, None, :, len(places) :])), (keys, values)
+            ]
+            return _merge(own, _partial(q, keys, values, mask[:, None, :, len(places) :])), (keys, values)
 
         layer = model.layer_at(params["layers"], index)
         x, (keys, values) = model.block(layer, config, x, view.rotation, attend, None, 0.0)
@@ -235,7 +237,7 @@ def _partial(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple
     return mixed, jnp.sum(weights, axis=-1, keepdims=True), highest
 
 
-def _merge(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> jax.Array:
+def _merge(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> jax.Array:
     highest = jnp.maximum(one[2], other[2])
     left, right = jnp.exp(one[2] - highest), jnp.exp(other[2] - highest)
     return (left * one[0] + right * other[0]) / (left * one[1] + right * other[1])

@@ -30,12 +30,12 @@ class Drawn(NamedTuple):
     """One token a row.
 
     Attributes:
-      index: [B] int32, the place of the token in 0..N−1.
+      place: [B] int32, of the token in 0..N−1.
       logp: [B] float32, log p_τ of it in nats, after every filter; 0 where τ = 0.
       entropy: [B] float32 in nats, of the distribution over C at τ = 1, before top-k and top-p.
     """
 
-    index: jax.Array
+    place: jax.Array
     logp: jax.Array
     entropy: jax.Array
 

@@ -188,10 +188,17 @@ class Sampler:
         """What a group's branches wrote."""
         n = self.sizes.branches
         rows = slice(group * n, (group + 1) * n)
-        trace = [np.asarray(kept[rows]) for kept in self.slots.trace]
+        tokens, logps, model_logps, model_entropy, entropy = (np.asarray(kept[rows]) for kept in self.slots.trace)
         written, reason = np.asarray(self.slots.written[rows]), np.asarray(self.slots.reason[rows])
         return [
-            Sample(*(kept[i, : written[i]] for kept in trace), reason=REASONS.get(int(reason[i]), "running"))
+            Sample(
+                tokens[i, : written[i]],
+                logps[i, : written[i]],
+                model_logps[i, : written[i]],
+                model_entropy[i, : written[i]],
+                entropy[i, : written[i]],
+                REASONS.get(int(reason[i]), "running"),
+            )
             for i in range(n)
         ]
 

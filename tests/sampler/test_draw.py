@@ -49,10 +49,10 @@ def test_evenly_spaced_numbers_give_the_distribution(size, tau, top_k, top_p):
         top_p=rows(count, top_p),
     )
     p = reference(logits, allowed, tau, top_k, top_p)
-    hits = np.bincount(drawn.index, minlength=size)
+    hits = np.bincount(drawn.place, minlength=size)
     assert np.all(np.abs(hits - p * count) <= 2)
     assert not np.any(hits[p == 0])
-    np.testing.assert_allclose(drawn.logp, np.log(p[np.asarray(drawn.index)]), atol=2e-5)
+    np.testing.assert_allclose(drawn.logp, np.log(p[np.asarray(drawn.place)]), atol=2e-5)
     plain = reference(logits, allowed, 1.0)
     np.testing.assert_allclose(drawn.entropy, -np.sum(plain * np.log(np.where(plain > 0, plain, 1))), atol=2e-5)
 
@@ -80,7 +80,7 @@ def test_only_allowed_tokens_are_drawn_at_any_number(row, uniform, tau, top_k, t
         top_k=rows(1, top_k, np.int32),
         top_p=rows(1, top_p),
     )
-    index = int(drawn.index[0])
+    index = int(drawn.place[0])
     assert allowed[0, index]
     assert np.isfinite(drawn.logp[0]) and drawn.logp[0] <= 1e-6 and np.isfinite(drawn.entropy[0])
     if top_k:
