@@ -22,8 +22,8 @@ import harness
 import jax
 import numpy as np
 
-from scaletot_jax.lm.save import save_directory
 from scaletot_jax.lm.load import load_model
+from scaletot_jax.lm.save import save_directory
 from scaletot_jax.sampler.constraint import free_text
 from scaletot_jax.sampler.sampler import Request, Sampler
 from scaletot_jax.sampler.slots import Sizes
