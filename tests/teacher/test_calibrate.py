@@ -85,3 +85,11 @@ def test_pooled_answers_are_the_geometric_mean():
 def test_redistribution_touches_only_the_contest():
     p = calibrate.redistribute([0.5, 0.3, 0.2, 0.0], (0, 2), [0.0, np.log(3)])
     np.testing.assert_allclose(p, [0.7 / 4, 0.3, 2.1 / 4, 0.0])
+
+
+def test_the_guide_chooses_what_uncertainty_is_made_of():
+    sample, entropies, spreads = [0.1, 0.2, 0.3, 0.4], np.asarray([0.0, 0.25, 0.9]), np.asarray([0.6, 0.2, 0.0])
+    ranks = np.asarray([0.0, 0.5, 1.0])
+    np.testing.assert_allclose(calibrate.uncertainty(sample, entropies, spreads, "entropy"), ranks)
+    np.testing.assert_allclose(calibrate.uncertainty(sample, entropies, spreads, "disagreement"), spreads)
+    np.testing.assert_allclose(calibrate.uncertainty(sample, entropies, spreads), (ranks + spreads) / 2)
