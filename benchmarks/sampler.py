@@ -60,6 +60,7 @@ def ours(lm, prompts: np.ndarray, segments: int):
         nonlocal runs
         runs += 1
         groups = range(PROMPTS)
+        sampler.forget()
         for group in groups:
             sampler.fill(group, prompts[group])
         written = 0

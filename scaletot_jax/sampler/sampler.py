@@ -226,6 +226,10 @@ class Sampler:
         self.slots = self._copy(self.slots, source, target)
         self._held[target] = self._held[source]
 
+    def forget(self) -> None:
+        """Makes every group run its next prompt, even one it holds."""
+        self._held = [None] * self.sizes.groups
+
     # -- a queue -------------------------------------------------------------------------------------------------------
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, list[Sample]]]:
