@@ -217,9 +217,10 @@ class Sampler:
                 why=f"{len(held)} tokens, and {self.sizes.new} slots are needed behind them; there are {self.sizes.prompt}",
                 do="raise Sizes.prompt",
             )
-        tokens = self.read(group)[branch].tokens
+        row = group * self.sizes.branches + branch
+        tokens = np.asarray(self.slots.trace.tokens[row])[: int(self.slots.written[row])]
         self.slots = self._adopt(self.slots, group, branch)
-        self._held[group] = (*held, *(int(token) for token in tokens))
+        self._held[group] = (*held, *tokens.tolist())
 
     def copy_prompt(self, source: int, target: int) -> None:
         """Makes ``target`` hold what ``source`` holds."""
@@ -287,7 +288,7 @@ class Sampler:
             top_k=jnp.int32(request.top_k),
             top_p=jnp.float32(request.top_p),
             stops=jnp.int32(request.stops),
-            keys=jax.vmap(partial(jax.random.fold_in, request.key))(jnp.arange(self.sizes.branches)),
+            key=request.key,
         )
 
     def _check_prompt(self, ids: tuple[int, ...]) -> None:

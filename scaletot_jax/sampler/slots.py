@@ -47,7 +47,7 @@ class Settings(NamedTuple):
       limit: scalar int32, tokens a branch may write, at most Ss.
       temperature: scalar float32 ≥ 0; top_k: scalar int32, 0 = off; top_p: scalar float32, 1 = off.
       stops: scalar int32, which set of stop strings ends it; −1 = none.
-      keys: [n] random keys: token t of a branch is drawn with ``fold_in(key, t)``.
+      key: random key: token t of branch i is drawn with ``fold_in(fold_in(key, i), t)``.
     """
 
     state: jax.Array
@@ -57,7 +57,7 @@ class Settings(NamedTuple):
     top_k: jax.Array
     top_p: jax.Array
     stops: jax.Array
-    keys: jax.Array
+    key: jax.Array
 
 
 class Trace(NamedTuple):
@@ -160,18 +160,14 @@ def empty(config: LMConfig, sizes: Sizes, dtype: Any) -> Slots:
 
 def begin(slots: Slots, group: jax.Array, settings: Settings) -> Slots:
     """Forks the branches of one prompt: they start from its last hidden state and own nothing yet."""
-    branches = settings.keys.shape[0]
+    branches = slots.hidden.shape[0] // slots.prompt_length.shape[0]
     at = group * branches
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(settings.key, jnp.arange(branches))
 
     def put(into: jax.Array, value: jax.Array) -> jax.Array:
         rows = jnp.broadcast_to(value, (branches, *into.shape[1:])).astype(into.dtype)
         return jax.lax.dynamic_update_slice_in_dim(into, rows, at, axis=0)
 
-    keys = jax.random.wrap_key_data(
-        jax.lax.dynamic_update_slice_in_dim(
-            jax.random.key_data(slots.keys), jax.random.key_data(settings.keys), at, axis=0
-        )
-    )
     ended = jnp.where(settings.state == END, CLOSED, jnp.where(settings.limit > 0, RUNNING, BUDGET))
     return slots._replace(
         hidden=put(slots.hidden, slots.prompt_hidden[group]),
@@ -186,7 +182,7 @@ def begin(slots: Slots, group: jax.Array, settings: Settings) -> Slots:
         stops=put(slots.stops, settings.stops),
         temperature=put(slots.temperature, settings.temperature),
         top_p=put(slots.top_p, settings.top_p),
-        keys=keys,
+        keys=jax.lax.dynamic_update_slice_in_dim(slots.keys, keys, at, axis=0),
         trace=Trace(*(put(kept, jnp.zeros((), kept.dtype)) for kept in slots.trace)),
     )
 

@@ -105,11 +105,6 @@ def decode_texts(params, config, prefixes, take, lead, valid, close, reserved, l
     return jax.lax.while_loop(unfinished, body, _Loop(jnp.int32(0), hidden, cache, nothing)).out
 
 
-def bucket(tokens: int, least: int) -> int:
-    """The smallest power of two that is not below ``tokens`` and ``least``."""
-    return max(least, 1 << max(0, tokens - 1).bit_length())
-
-
 def _cache(config, prefixes, take, room: int) -> Cache:
     """The prefixes' rows as a cache with ``room`` more slots."""
     more = ((0, 0), (0, 0), (0, room), (0, 0))

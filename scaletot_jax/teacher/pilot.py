@@ -31,6 +31,7 @@ from scaletot_jax.teacher.tree import NO_VALUE
 
 MODES = ("trie", "full")
 MODE_PROFILES = 64  # pilot profiles whose direct answer is scored both ways
+POLARITY_PROFILES = 16  # pilot profiles whose fields are forced low and high
 MODE_MARGIN = 0.05  # by which full-vocabulary sums must agree better: their trees are twice as long
 
 

@@ -28,8 +28,6 @@ from scaletot_jax.teacher.store import Store, content_key, pack_json
 from scaletot_jax.teacher.token_tree import Scores
 from scaletot_jax.teacher.writing import write_texts
 
-POLARITY_PROFILES = 16
-
 
 class Profile(NamedTuple):
     """A profile to reason about: its exact key, its fields, and its text's ids."""
@@ -137,7 +135,7 @@ class Reasoner:
             "base_rate": base_rate,
         }
         calibration, _ = piloting.decide(self.spec, scores, **decide)
-        polarity = self._polarity(profiles[:POLARITY_PROFILES], calibration)
+        polarity = self._polarity(profiles[: piloting.POLARITY_PROFILES], calibration)
         dropped = {name: result for name, result in polarity.items() if result.get("passed") is False}
         calibration, evidence = piloting.decide(self.spec, scores, **decide, dropped=dropped)
         if isinstance(self.backend, ServedBackend):

@@ -21,9 +21,9 @@ import numpy as np
 from scaletot_jax.lm import model
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.head import candidate_log_probs
-from scaletot_jax.lm.padding import round_up
+from scaletot_jax.lm.padding import bucket, round_up
 from scaletot_jax.lm.rope import scan_kinds, view_at, views
-from scaletot_jax.teacher.decoding import Decoded, bucket, decode_texts
+from scaletot_jax.teacher.decoding import Decoded, decode_texts
 from scaletot_jax.teacher.token_tree import Scores, TokenTree, read_values
 
 _ROWS = 4  # rows of a call: enough work for the processor, few enough that the last call of a step wastes little

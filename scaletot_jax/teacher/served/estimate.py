@@ -19,11 +19,11 @@ import numpy as np
 from scaletot_jax.chains.spec import ChainSpec
 from scaletot_jax.teacher import prompt, questions
 from scaletot_jax.teacher.backend import Wording
+from scaletot_jax.teacher.pilot import POLARITY_PROFILES
 from scaletot_jax.teacher.served.ledger import Prices
 from scaletot_jax.teacher.token_tree import Variant, token_tree
 
 _CHAT_WORDS = 60  # tokens of a chat's task and schema, beside the values twice
-_POLARITY_PROFILES = 16  # reasoner.POLARITY_PROFILES, which would bring the language model along
 _CHAT_ANSWER = 16  # tokens of {"value": "..."}
 
 
@@ -100,7 +100,7 @@ def estimate(
     count, piloted = teacher["num_profiles"], min(teacher["pilot_profiles"], teacher["num_profiles"])
     total = piloted * pilot + count * search - piloted * np.minimum(known, search)
     polar = [cost(questions.slot_wordings(slot, chosen(slot.stems)), 0) for _, slot in judged if slot.polarity]
-    total += 2 * min(piloted, _POLARITY_PROFILES) * sum(polar, np.zeros(3))  # the field forced low and high
+    total += 2 * min(piloted, POLARITY_PROFILES) * sum(polar, np.zeros(3))  # the field forced low and high
     requests, read, written = (round(float(x)) for x in total)
     prices = Prices(served["usd_per_million_input"], served["usd_per_million_output"])
     return Estimate(requests, read, written, prices.usd(read, written), served["max_usd"])
