@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_disk import needs_root, run_on_small_disk
 
 from scaletot_jax import files
 from scaletot_jax.errors import DataError, ResourceError
@@ -36,11 +34,10 @@ def test_a_large_table_can_be_read_in_parts(tmp_path):
     assert pq.read_table(tmp_path / "large.parquet").equals(table)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@needs_root
 def test_a_full_disk_is_named_and_nothing_old_is_lost(tmp_path):
     """Runs in a private mount namespace with a 64 KiB tmpfs as the run directory."""
-    script = textwrap.dedent(
-        """
+    script = """
         import sys
         from pathlib import Path
         from scaletot_jax.errors import ResourceError
@@ -55,16 +52,7 @@ def test_a_full_disk_is_named_and_nothing_old_is_lost(tmp_path):
             assert sorted(p.name for p in folder.iterdir()) == ["kept"]
             print("named")
         """
-    )
-    command = f'mount -t tmpfs -o size=64k tmpfs "{tmp_path}" && "{sys.executable}" -c "$SCRIPT" "{tmp_path}"'
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", command],
-        env={**os.environ, "SCRIPT": script},
-        capture_output=True,
-        text=True,
-    )
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"no private tmpfs here: {done.stderr.strip()}")
+    done = run_on_small_disk(script, tmp_path, "64k")
     assert done.stdout == "named\n", done.stderr
 
 

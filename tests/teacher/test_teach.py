@@ -1,6 +1,5 @@
 """Stage teach end to end on the synthetic population with a tiny random model."""
 
-import hashlib
 import shutil
 
 import line
@@ -8,20 +7,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from teaching import digests, prepare_in, taught_copy, teach_in
 
 from scaletot_jax.chains.grammar import compile_chain
 from scaletot_jax.chains.parser import parse
 from scaletot_jax.chains.spec import spec_of_run
-from scaletot_jax.config import load_config, override
+from scaletot_jax.config import load_config
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.files import read_json, sha256_file, write_json
 from scaletot_jax.lm.load import load_model
-from scaletot_jax.profiles.prepare import prepare
-from scaletot_jax.run import Run
 from scaletot_jax.teacher import teach as stage_module
 from scaletot_jax.teacher.scoring import Scorer
 from scaletot_jax.teacher.store import Store
-from scaletot_jax.teacher.teach import teach
 
 ARTIFACTS = ("pilot.json", "chains.parquet", "nodes.parquet")
 
@@ -34,31 +31,13 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(recipe, tmp_path_factory):
     """A run directory in which only ``prepare`` is done."""
-    workdir = tmp_path_factory.mktemp("prepared") / "run"
-    with Run(workdir, load_config(recipe).to_dict()) as run:
-        prepare(run)
-    return workdir
+    return prepare_in(tmp_path_factory.mktemp("prepared") / "run", recipe)
 
 
 @pytest.fixture(scope="module")
 def taught(recipe, prepared, tmp_path_factory):
     """An undisturbed run of ``teach``."""
-    workdir = tmp_path_factory.mktemp("taught") / "run"
-    shutil.copytree(prepared, workdir)
-    teach_in(workdir, recipe)
-    return workdir
-
-
-def teach_in(workdir, recipe, **overrides):
-    config = load_config(recipe)
-    for key, value in overrides.items():
-        override(config, key.replace("__", "."), str(value))
-    with Run(workdir, config.to_dict()) as run:
-        return teach(run)
-
-
-def digests(workdir):
-    return {name: hashlib.sha256((workdir / "teach" / name).read_bytes()).hexdigest() for name in ARTIFACTS}
+    return taught_copy(prepared, tmp_path_factory.mktemp("taught") / "run", recipe)
 
 
 def chains_of(workdir):
@@ -141,7 +120,7 @@ def test_a_second_run_replays_from_the_store(taught, recipe, tmp_path, monkeypat
     monkeypatch.setattr(Scorer, "prefix", never)
     monkeypatch.setattr(Scorer, "score", never)
     teach_in(workdir, recipe)
-    assert digests(workdir) == digests(taught)
+    assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 
 
 @pytest.mark.parametrize("batches", [1, 4, 7, 9])
@@ -162,7 +141,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(taught, prepared, recipe, t
         teach_in(workdir, recipe)
     monkeypatch.setattr(Store, "put", put)
     teach_in(workdir, recipe)
-    assert digests(workdir) == digests(taught)
+    assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 
 
 def test_a_damaged_store_is_computed_again(taught, recipe, tmp_path, capsys):
@@ -172,7 +151,7 @@ def test_a_damaged_store_is_computed_again(taught, recipe, tmp_path, capsys):
     store = workdir / "teach" / "store.sqlite"
     store.write_bytes(store.read_bytes()[:5000])
     teach_in(workdir, recipe)
-    assert digests(workdir) == digests(taught)
+    assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
     assert "damaged" in capsys.readouterr().err
 
 
@@ -197,7 +176,7 @@ def test_identifiers_and_labels_do_not_reach_the_teacher(prepared, recipe, tmp_p
             record["artifacts"]["population.parquet"]["sha256"] = sha256_file(path)
             write_json(workdir / "prepare" / "stage.json", record)
         teach_in(workdir, recipe, teacher__base_rate="false")
-        found.append(digests(workdir))
+        found.append(digests(workdir, ARTIFACTS))
     assert found[0] == found[1]
 
 

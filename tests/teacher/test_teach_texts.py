@@ -1,6 +1,5 @@
 """Stage teach with free slots: texts in the chains, on record, within the bounds, and replayed without the model."""
 
-import hashlib
 import shutil
 
 import line
@@ -8,19 +7,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from teacher.free_spec import spec, write_spec
+from teaching import digests, prepare_in, taught_copy, teach_in
 
 from scaletot_jax.chains.parser import parse
 from scaletot_jax.chains.reserved import compile_for
-from scaletot_jax.config import load_config, override
+from scaletot_jax.config import load_config
 from scaletot_jax.files import read_json
 from scaletot_jax.lm.load import load_model
-from scaletot_jax.profiles.prepare import open_population, prepare
+from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.run import Run
 from scaletot_jax.teacher.cost import plan_cost
 from scaletot_jax.teacher.grounding import facts_of, objection, vocabulary
 from scaletot_jax.teacher.scoring import Scorer
 from scaletot_jax.teacher.store import Store
-from scaletot_jax.teacher.teach import teach
 
 ARTIFACTS = ("pilot.json", "chains.parquet", "nodes.parquet", "texts.parquet")
 
@@ -38,30 +37,12 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(recipe, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("prepared") / "run"
-    with Run(workdir, load_config(recipe).to_dict()) as run:
-        prepare(run)
-    return workdir
+    return prepare_in(tmp_path_factory.mktemp("prepared") / "run", recipe)
 
 
 @pytest.fixture(scope="module")
 def taught(recipe, prepared, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("taught") / "run"
-    shutil.copytree(prepared, workdir)
-    teach_in(workdir, recipe)
-    return workdir
-
-
-def teach_in(workdir, recipe, **overrides):
-    config = load_config(recipe)
-    for key, value in overrides.items():
-        override(config, key.replace("__", "."), str(value))
-    with Run(workdir, config.to_dict()) as run:
-        return teach(run)
-
-
-def digests(workdir):
-    return {name: hashlib.sha256((workdir / "teach" / name).read_bytes()).hexdigest() for name in ARTIFACTS}
+    return taught_copy(prepared, tmp_path_factory.mktemp("taught") / "run", recipe)
 
 
 def rows_of(workdir, name):
@@ -126,7 +107,7 @@ def test_a_second_run_replays_from_the_store(taught, recipe, tmp_path, monkeypat
     for name in ("prefix", "score", "write"):
         monkeypatch.setattr(Scorer, name, never)
     teach_in(workdir, recipe)
-    assert digests(workdir) == digests(taught)
+    assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 
 
 @pytest.mark.parametrize("batches", [4, 6])
@@ -147,7 +128,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(taught, prepared, recipe, t
         teach_in(workdir, recipe)
     monkeypatch.setattr(Store, "put", put)
     teach_in(workdir, recipe)
-    assert digests(workdir) == digests(taught)
+    assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 
 
 def test_a_tight_budget_leaves_texts_out_and_says_so(taught, prepared, recipe, tmp_path):

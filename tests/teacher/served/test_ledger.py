@@ -1,16 +1,13 @@
 """The account keeps its limits over kills, torn lines and full disks; starts keep their pace."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disk import needs_root, run_on_small_disk
 
 from scaletot_jax.errors import DataError, ResourceError
 from scaletot_jax.teacher.served.ledger import Ledger, Prices, Spent
@@ -107,11 +104,10 @@ def test_a_damaged_middle_is_an_error_and_an_empty_file_is_none(tmp_path):
         assert ledger.spent == Spent()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@needs_root
 def test_on_a_full_disk_what_was_paid_for_is_kept(tmp_path):
     """In a private mount namespace with a small tmpfs: the store and the ledger find the spare room."""
-    script = textwrap.dedent(
-        """
+    script = """
         import sys
         from pathlib import Path
         from scaletot_jax.errors import ResourceError
@@ -140,16 +136,7 @@ def test_on_a_full_disk_what_was_paid_for_is_kept(tmp_path):
         except ResourceError as error:
             print("no room", (folder / "spare").exists())
         """
-    )
-    command = f'mount -t tmpfs -o size=256k tmpfs "{tmp_path}" && "{sys.executable}" -c "$SCRIPT" "{tmp_path}"'
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", command],
-        env={**os.environ, "SCRIPT": script},
-        capture_output=True,
-        text=True,
-    )
-    if "unshare" in done.stderr or "mount:" in done.stderr:
-        pytest.skip(f"no private tmpfs here: {done.stderr.strip()}")
+    done = run_on_small_disk(script, tmp_path, "256k")
     assert done.stdout.splitlines()[-2:] == ["20000 1 {}", "no room False"] and "full" in done.stdout, done.stderr
 
 

@@ -1,6 +1,5 @@
 """Stage teach with a served teacher: whole chains, replay, a budget in the middle, and no identifier on the wire."""
 
-import hashlib
 import json
 import shutil
 
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from teacher.served.toy_server import Toy, serving
+from teaching import digests, prepare_in
 
 from scaletot_jax import plan
 from scaletot_jax.chains.spec import SPEC_FOLDER, spec_of_run
@@ -16,7 +16,7 @@ from scaletot_jax.config import load_config, override
 from scaletot_jax.errors import ResourceError, StaleRunError
 from scaletot_jax.files import read_json
 from scaletot_jax.lm.load import load_tokenizer
-from scaletot_jax.profiles.prepare import open_population, prepare
+from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.run import Run, flatten
 from scaletot_jax.teacher.served.estimate import estimate
 from scaletot_jax.teacher.teach import teach
@@ -41,10 +41,7 @@ def api(recipe):
 
 @pytest.fixture(scope="module")
 def prepared(recipe, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("prepared") / "run"
-    with Run(workdir, load_config(recipe).to_dict()) as run:
-        prepare(run)
-    return workdir
+    return prepare_in(tmp_path_factory.mktemp("prepared") / "run", recipe)
 
 
 def teach_in(workdir, recipe, server, spec="", profiles=PROFILES, **overrides):
@@ -65,10 +62,6 @@ def taught(recipe, prepared, api, tmp_path_factory):
     shutil.copytree(prepared, workdir)
     teach_in(workdir, recipe, api)
     return workdir
-
-
-def digests(workdir):
-    return {name: hashlib.sha256((workdir / "teach" / name).read_bytes()).hexdigest() for name in ARTIFACTS}
 
 
 def test_chains_come_out_and_the_pilot_says_how(taught):
@@ -128,7 +121,7 @@ def test_a_replay_asks_nobody(taught, recipe, api, tmp_path):
     for name in ARTIFACTS:
         (workdir / "teach" / name).unlink()
     teach_in(workdir, recipe, api)
-    assert digests(workdir) == digests(taught) and len(api.bodies) == asked
+    assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS) and len(api.bodies) == asked
 
 
 def test_a_budget_stops_it_and_a_larger_one_ends_in_the_same_bytes(taught, prepared, recipe, api, tmp_path):
@@ -140,7 +133,7 @@ def test_a_budget_stops_it_and_a_larger_one_ends_in_the_same_bytes(taught, prepa
             teach_in(workdir, recipe, api, max_total_tokens=limit)
     api.faults = [None, "broken", "busy", "reset"]
     teach_in(workdir, recipe, api, concurrency=2)  # what does not change the answers may change
-    assert digests(workdir) == digests(taught)
+    assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
     assert api.repeated() == 3  # the faults
     with pytest.raises(StaleRunError, match="top_k"):
         teach_in(workdir, recipe, api, top_k=7)

@@ -1,0 +1,42 @@
+"""Run directories for tests of stage ``teach``: prepared once, copied, taught with overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scaletot_jax.config import load_config, override
+from scaletot_jax.profiles.prepare import prepare
+from scaletot_jax.run import Run, Stage
+from scaletot_jax.teacher.teach import teach
+
+
+def prepare_in(workdir: Path, recipe: Path) -> Path:
+    """A run directory in which only ``prepare`` is done."""
+    with Run(workdir, load_config(recipe).to_dict()) as run:
+        prepare(run)
+    return workdir
+
+
+def teach_in(workdir: Path, recipe: Path, **overrides: Any) -> Stage:
+    """Runs ``teach``; ``teacher__beam=3`` overrides ``teacher.beam``."""
+    config = load_config(recipe)
+    for key, value in overrides.items():
+        override(config, key.replace("__", "."), str(value))
+    with Run(workdir, config.to_dict()) as run:
+        return teach(run)
+
+
+def taught_copy(prepared: Path, workdir: Path, recipe: Path) -> Path:
+    """An undisturbed run of ``teach`` from a prepared directory."""
+    shutil.copytree(prepared, workdir)
+    teach_in(workdir, recipe)
+    return workdir
+
+
+def digests(workdir: Path, artifacts: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of artifacts of ``teach``."""
+    return {name: hashlib.sha256((workdir / "teach" / name).read_bytes()).hexdigest() for name in artifacts}
