@@ -30,6 +30,7 @@ from typing import Any
 import harness
 import numpy as np
 import pyarrow as pa
+from teacher_setup import base_rate, make_reasoner, profiles_of
 
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.config import default_config
@@ -99,8 +100,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     chosen = set(people[np.concatenate([pilot_rows, rows])].tolist())
     others = table.filter(pa.array([person not in chosen for person in people.tolist()]))
     days = schema.labels.days.column
-    counts = np.bincount(spec.bucket_of(others[days].to_numpy()), minlength=spec.num_buckets) + 1.0
-    base = counts / counts.sum()
+    base = base_rate(spec, others[days])
     users = table.take(pa.array(rows))
     label = users[days].to_numpy().astype(float)
     buckets = spec.bucket_of(label)
@@ -114,22 +114,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with Store(folder / "store.sqlite") as store:
         for name, changes in ARMS.items():
             settings = {**config.teacher.to_dict(), "max_tokens": options.max_tokens, **changes}
-            reasoner = Reasoner(
-                spec,
-                lm,
-                store,
-                settings,
-                max_profile_tokens=config.lm.max_profile_tokens,
-                fields=[field.name for field in fields],
-                render=renderer.text,
-            )
-
-            def profiles(which: np.ndarray, reasoner=reasoner):
-                records = table.take(pa.array(which)).select([field.name for field in fields]).to_pylist()
-                return [reasoner.profile(f"{i:05d}", row) for i, row in enumerate(records)]
-
-            calibration, _ = reasoner.pilot(profiles(pilot_rows), base)
-            judged = profiles(rows)
+            reasoner = make_reasoner(spec, lm, store, settings, fields, renderer)
+            calibration, _ = reasoner.pilot(profiles_of(reasoner, table.take(pa.array(pilot_rows)), fields), base)
+            judged = profiles_of(reasoner, users, fields)
             records = reasoner.search(judged, calibration)
             direct = np.asarray([record["direct"] or base for record in records])
             chain = np.asarray([_over_beam(record, base) for record in records])

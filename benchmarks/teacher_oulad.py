@@ -17,9 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
+import harness
 import numpy as np
 import pyarrow as pa
+from teacher_setup import base_rate, make_reasoner, profiles_of
 
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.config import default_config
@@ -62,26 +63,14 @@ def measure(count: int, seed: int, weights: str, direct_only: bool, folder: Path
     renderer, spec = Renderer.fit(others, fields), load_spec("oulad")
     label = users[schema.labels.days.column].to_numpy().astype(float)
     bucket = spec.bucket_of(label)
-    counts = np.bincount(spec.bucket_of(others[schema.labels.days.column].to_numpy()), minlength=spec.num_buckets) + 1.0
-    base = counts / counts.sum()
+    base = base_rate(spec, others[schema.labels.days.column])
 
     settings = {**config.teacher.to_dict(), "num_profiles": count, "pilot_profiles": count}
     lm = load_model(weights)
     out: dict[str, float] = {}
     with Store(folder / "store.sqlite") as store:
-        reasoner = Reasoner(
-            spec,
-            lm,
-            store,
-            settings,
-            max_profile_tokens=config.lm.max_profile_tokens,
-            fields=[field.name for field in fields],
-            render=renderer.text,
-        )
-        profiles = [
-            reasoner.profile(f"{i:05d}", row)
-            for i, row in enumerate(users.select([f.name for f in fields]).to_pylist())
-        ]
+        reasoner = make_reasoner(spec, lm, store, settings, fields, renderer)
+        profiles = profiles_of(reasoner, users, fields)
         start = time.perf_counter()
         found: dict[str, np.ndarray] = {}
         if direct_only:
@@ -141,8 +130,8 @@ def print_result(out: dict[str, float], count: int) -> None:
         "unit": "Spearman with the active days of the next 30",
         "users": count,
         "detail": out,
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {jax.default_backend()}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
+        "machine": harness.machine(),
+        "versions": {"python": platform.python_version(), **harness.versions("jax", "numpy")},
     }
     print(json.dumps(line))
 
