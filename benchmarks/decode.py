@@ -3,8 +3,9 @@
     python benchmarks/decode.py [--quick] [--rounds 3]
 
 Prompts of 32 tokens, 64 new ones each, greedy; both keep their cache, neither counts the prompt's own run apart. Beside it:
-ours without the model's log-probability and entropy of every token (their cost), and at B = 1 the share of the memory
-bandwidth that the weights alone account for, measured in the same run by summing a large array.
+ours without the model's log-probability and entropy of every token (their cost), and the share of the roofline that the
+decode phase alone reaches: a step cannot be quicker than reading the weights once nor than its 2 · weights · B operations,
+bandwidth and operations a second measured in the same run by summing a large array and multiplying two large matrices.
 
 The last line is one JSON object; a ratio above 1 means ours is faster.
 """
@@ -41,7 +42,8 @@ def main() -> None:
     found, last = {}, {}
     for batch in sizes:
         prompts = np.random.default_rng(batch).integers(100, 40_000, (batch, PROMPT))
-        jobs = {"ours": ours(lm, prompts, True), "ours without statistics": ours(lm, prompts, False)}
+        steps: list[float] = []
+        jobs = {"ours": ours(lm, prompts, True, steps), "ours without statistics": ours(lm, prompts, False, [])}
         if torch_model is not None:
             jobs["transformers_f32"] = theirs(torch_model, prompts)
         rates = harness.in_turn(jobs, rounds)
@@ -54,15 +56,16 @@ def main() -> None:
             "cost_of_statistics": round(median["ours without statistics"] / median["ours"] - 1, 3),
         }
         last = rates
-        if batch == 1:
-            weights = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
-            share = weights * median["ours"] / bandwidth()
-            found["B=1"]["share_of_bandwidth"] = round(share, 2)
-            print(f"weights of {weights / 2**20:.0f} MiB a step: {share:.0%} of the measured bandwidth")
+        weights = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+        least = max(4 * weights / bandwidth(), 2 * weights * batch / operations())
+        share = least / statistics.median(steps[1:])
+        found[f"B={batch}"]["share_of_roofline"] = round(share, 2)
+        print(f"a decode step cannot be quicker than {least * 1e3:.1f} ms: {share:.0%} of the measured roofline")
     harness.last_line("decode", last, "tokens/s", missing=missing, batches=found)
 
 
-def ours(lm, prompts: np.ndarray, annotated: bool):
+def ours(lm, prompts: np.ndarray, annotated: bool, steps: list[float]):
+    """The job; ``steps`` gathers the seconds of one decode step, the prompts' own run left out."""
     sampler = Sampler(lm.params, lm.config, [free_text(())], Sizes(len(prompts), 1, PROMPT, NEW), statistics=annotated)
 
     def job() -> float:
@@ -71,7 +74,9 @@ def ours(lm, prompts: np.ndarray, annotated: bool):
         for group in groups:
             sampler.fill(group, prompts[group])
             sampler.begin(group, Request((), jax.random.key(0), temperature=0.0))
+        start = time.perf_counter()
         sampler.decode(groups)
+        steps.append((time.perf_counter() - start) / NEW)
         return sum(len(sampler.read(group)[0].tokens) for group in groups)
 
     return job
@@ -115,6 +120,20 @@ def bandwidth() -> float:
         total(array).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return array.nbytes / min(seconds)
+
+
+def operations() -> float:
+    """Floating-point operations a second of a 2,048³ product in float32, the best of five."""
+    size = 2048
+    square = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(square, square).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(square, square).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ model's own log-probability and entropy of every token; the peers do not.
     transformers_f32         as people call it: one ``generate(num_return_sequences=8)`` a prompt and segment
     transformers_f32_best    prompt cache kept across segments, all 32 branches in one batch
     transformers_bf16        the same in bfloat16
+    llama_cpp_f32            llama.cpp's server, 32 slots over one cache, all prompts at once, 8 completions each
+    llama_cpp_q4             the same with the 4-bit weights as they are distributed (other arithmetic: activations in 8 bits)
 
 The last line is one JSON object; a ratio above 1 means ours is faster.
 """
@@ -16,19 +18,22 @@ The last line is one JSON object; a ratio above 1 means ours is faster.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
+from pathlib import Path
 
 import harness
 import jax
 import numpy as np
 
-from scaletot_jax.lm.load import load_model
+from scaletot_jax.lm.load import load_model, resolve
 from scaletot_jax.lm.save import save_directory
 from scaletot_jax.sampler.constraint import free_text
 from scaletot_jax.sampler.sampler import Request, Sampler
 from scaletot_jax.sampler.slots import Sizes
 
 PROMPTS, BRANCHES, PROMPT, SEGMENTS, SEGMENT, TAU = 4, 8, 200, 5, 24, 0.7
+THREADS = len(os.sched_getaffinity(0))
 
 
 def main() -> None:
@@ -46,6 +51,15 @@ def main() -> None:
         jobs |= transformers_jobs(lm, prompts, segments)
     except ImportError as error:
         missing["transformers"] = str(error)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            jobs |= llama_cpp_jobs(Path(folder), prompts, segments)
+        except ImportError as error:
+            missing["llama_cpp"] = str(error)
+        measure(jobs, rounds, missing, segments)
+
+
+def measure(jobs: dict, rounds: int, missing: dict[str, str], segments: int) -> None:
     rates = harness.in_turn(jobs, rounds)
     harness.table(rates, "tokens/s")
     harness.last_line("sampler", rates, "tokens/s", missing=missing, segments=segments)
@@ -78,6 +92,19 @@ def ours(lm, prompts: np.ndarray, segments: int):
         return written
 
     return job
+
+
+def llama_cpp_jobs(folder: Path, prompts: np.ndarray, segments: int) -> dict:
+    from llama_cpp_peer import Server, expand, tree_job
+
+    small, whole = Path(resolve("smollm2")), folder / "float32.gguf"
+    expand(small, whole)
+    shape = {"branches": BRANCHES, "segments": segments, "segment": SEGMENT, "tau": TAU}
+    settings = {"parallel": PROMPTS * BRANCHES, "tokens": PROMPT + SEGMENTS * SEGMENT + 40, "threads": THREADS}
+    return {
+        name: tree_job(Server(file, **settings), prompts, **shape)
+        for name, file in (("llama_cpp_f32", whole), ("llama_cpp_q4", small))
+    }
 
 
 def transformers_jobs(lm, prompts: np.ndarray, segments: int) -> dict:

@@ -72,7 +72,7 @@ def draw(
     highest = jnp.max(scaled, axis=-1, keepdims=True)
     weights = jnp.where(kept, jnp.exp(scaled - highest), 0.0)
     index, total = _inverse_cumulative(weights, uniform)
-    index = jnp.where(greedy, jnp.argmax(masked, axis=-1), index)
+    index = jnp.where(greedy, _first_highest(masked), index)
     chosen = jnp.take_along_axis(scaled, index[:, None], axis=-1)[:, 0]
     logp = jnp.where(greedy, 0.0, chosen - highest[:, 0] - jnp.log(jnp.maximum(total, 1e-38)))
     return Drawn(index.astype(jnp.int32), logp, entropy(logits, allowed))
@@ -117,6 +117,16 @@ def _inverse_cumulative(weights: jax.Array, uniform: jax.Array) -> tuple[jax.Arr
     inside = jnp.take_along_axis(padded, chosen[:, None, None], axis=1)[:, 0]
     place = _first_beyond(jnp.cumsum(inside, axis=-1), inside, goal - before)
     return chosen * block + place, total
+
+
+def _first_highest(values: jax.Array) -> jax.Array:
+    """The first place of the largest value [B], in two levels: an argmax over all N is not vectorised on a CPU."""
+    rows, size = values.shape
+    block = min(_BLOCK, size)
+    padded = jnp.pad(values, ((0, 0), (0, -size % block)), constant_values=-jnp.inf).reshape(rows, -1, block)
+    chosen = jnp.argmax(jnp.max(padded, axis=-1), axis=-1)
+    inside = jnp.take_along_axis(padded, chosen[:, None, None], axis=1)[:, 0]
+    return chosen * block + jnp.argmax(inside, axis=-1)
 
 
 def _first_beyond(ends: jax.Array, weights: jax.Array, goal: jax.Array) -> jax.Array:

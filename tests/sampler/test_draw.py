@@ -109,3 +109,15 @@ def test_the_models_own_numbers():
     np.testing.assert_allclose(logp, np.log(p[np.arange(6), token]), atol=1e-5)
     np.testing.assert_allclose(h, -(p * np.log(p)).sum(-1), atol=1e-5)
     np.testing.assert_allclose(entropy(jnp.asarray(logits)), h, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", (1, 5, 256, 700))
+def test_zero_temperature_takes_the_first_of_the_highest(size):
+    """Few distinct values, so that the largest one is met several times, also in different blocks."""
+    rng = np.random.default_rng(size)
+    logits = rng.integers(-3, 3, (64, size)).astype(np.float32)
+    allowed = rng.random((64, size)) < 0.7
+    allowed[:, -1] = True
+    drawn = _draw(jnp.asarray(logits), jnp.asarray(allowed), rows(64, 0.9), temperature=rows(64, 0.0))
+    assert np.array_equal(drawn.place, np.where(allowed, logits, -np.inf).argmax(-1))
+    assert not np.any(drawn.logp)
