@@ -149,7 +149,7 @@ def _lengths(config: Mapping[str, Any], population: Population, tokenizer: Any) 
     limit = config["lm"]["max_profile_tokens"]
     counts = [min(limit, len(tokenizer.encode(population.renderer.text(row)))) for row in sample]
     chain = compile_chain(spec_of_run(config), tokenizer.encode, tokenizer.eos_id)
-    return _Lengths(float(np.mean(counts)), round_up(limit, PROMPT_MULTIPLE), chain.max_length)
+    return _Lengths(float(np.mean(counts)), round_up(len(tokenizer.start) + limit, PROMPT_MULTIPLE), chain.max_length)
 
 
 def measure(lm: Any, config: Mapping[str, Any], lengths: _Lengths, *, seconds: float = 2.0) -> Rates:

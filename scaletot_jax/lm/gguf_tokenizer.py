@@ -9,7 +9,7 @@ Pre-tokenizers: llama.cpp ``src/llama-vocab.cpp``.
 from __future__ import annotations
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.lm.gguf import GGUFFile
@@ -44,6 +44,13 @@ def build(file: GGUFFile) -> tokenizers.Tokenizer:
     control = [AddedToken(token, special=True, normalized=False) for token, kind in whole if kind == _CONTROL]
     tokenizer.add_special_tokens(control)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in whole if kind == _USER_DEFINED])
+    # Where a file does not say, llama.cpp adds its <bos> for SentencePiece and for Llama 3.
+    unsaid = file.value("tokenizer.ggml.model") == "llama" or file.metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    if file.metadata.get("tokenizer.ggml.add_bos_token", unsaid and "tokenizer.ggml.bos_token_id" in file.metadata):
+        bos = file.value("tokenizer.ggml.bos_token_id")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
+        )
     return tokenizer
 
 

@@ -19,6 +19,8 @@ class Tokenizer:
 
     Attributes:
       eos_id: the id that ends a chain.
+      start: ids that every text given to the model begins with: ``<bos>`` for Gemma and Llama, nothing for SmolLM2 and
+        Qwen. :meth:`encode` encodes pieces and does not add them.
       vocab_size: number of ids.
       fingerprint: SHA-256 of the tokenizer's own JSON; equal fingerprints give equal ids.
     """
@@ -28,6 +30,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.eos_id = eos_id
+        self.start = _added_in_front(tokenizer)
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self.fingerprint = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
@@ -108,6 +111,14 @@ class Tokenizer:
         if not isinstance(eos, int):
             raise DataError("a model names no end token", where=f"{config}, eos_token_id", why=f"{eos!r}")
         return cls(tokenizer, eos)
+
+
+def _added_in_front(tokenizer: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What the tokenizer's own template puts before a text."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
+    places = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
+    return tuple(whole[: places[0]]) if bare and places else ()
 
 
 def _byte_letters() -> dict[str, int]:

@@ -25,6 +25,7 @@ from scaletot_jax.profiles.prompt_ids import fit_profile
 from scaletot_jax.run import Run
 from scaletot_jax.student.adapter import Adapter, load_adapter
 from scaletot_jax.student.constrained import GrammarArrays, grammar_arrays
+from scaletot_jax.student.full import load_parameters
 
 PROMPT_MULTIPLE = 16  # prompts are padded to a multiple of this, so that few shapes are compiled
 ADAPTER_STREAM, ROLLOUT_STREAM, EVALUATION_STREAM = 1, 2, 3  # random streams of a run, folded into the key of its seed
@@ -63,6 +64,9 @@ class Student:
     def with_lora(self, lora: Adapter) -> Student:
         return dataclasses.replace(self, lora=lora)
 
+    def with_params(self, params: dict[str, Any]) -> Student:
+        return dataclasses.replace(self, params=params)
+
 
 def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = None) -> Student:
     """Loads the student of a run.
@@ -90,6 +94,11 @@ def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = No
     student = build_student(run, params, config, loaded.tokenizer)
     if which == "base":
         return student
+    if settings["trainable"] == "full":
+        # OSIPO's adapters lie on the student that SFT trained; its own fresh adapter changes nothing.
+        student = student.with_params(load_parameters(run.workdir / "sft" / "student.safetensors", params))
+        if which == "sft":
+            return student
     return student.with_lora(load_adapter(run.workdir / which / "adapter.safetensors"))
 
 
@@ -133,22 +142,24 @@ def check_layers(config: LMConfig, num_layers: int) -> None:
 def encode_prompts(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, *, length: int = 0
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Profile texts as right-padded ids.
+    """Profile texts as right-padded ids, each begun as the model begins its texts.
 
     Args:
-      max_tokens: longer texts lose whole lines from the top.
+      max_tokens: of a profile; longer ones lose whole lines from the top, as they do before the teacher.
       length: padded length; 0: the longest text, rounded up to a multiple of 16.
 
     Returns:
       tokens [U, P] int32, valid [U, P] bool, and how many texts were cut.
     """
     fitted = [fit_profile(text, functools.partial(tokenizer.encode, control=False), max_tokens) for text in texts]
-    ids = [row for row, _ in fitted]
+    if not all(row for row, _ in fitted):
+        raise DataError("a profile has no text", where=f"profile {[bool(row) for row, _ in fitted].index(False)}")
+    ids = [[*tokenizer.start, *row] for row, _ in fitted]
     cut = sum(left_out > 0 for _, left_out in fitted)
     longest = max((len(row) for row in ids), default=1)
     length = length or round_up(longest, PROMPT_MULTIPLE)
-    if longest > length or min((len(row) for row in ids), default=1) < 1:
-        raise DataError("a profile text does not fit", why=f"{longest} tokens for {length}, or an empty text")
+    if longest > length:
+        raise DataError("a profile text does not fit", why=f"{longest} tokens for {length}")
     tokens = np.zeros((len(ids), length), np.int32)
     valid = np.zeros((len(ids), length), bool)
     for row, values in enumerate(ids):

@@ -120,7 +120,7 @@ def stream_states(
 ) -> Iterator[ReasoningStates]:
     """Like :func:`reasoning_states`, a batch of users at a time, in order; the last batch may be shorter."""
     # One padded length for all calls: one compiled program, and chains that do not depend on the neighbours' lengths.
-    length = round_up(student.max_profile_tokens, PROMPT_MULTIPLE)
+    length = round_up(len(student.tokenizer.start) + student.max_profile_tokens, PROMPT_MULTIPLE)
     tokens, valid, _ = encode_prompts(student.tokenizer, texts, student.max_profile_tokens, length=length)
     numbers = np.arange(len(texts)) if ids is None else np.asarray(ids)
     requests = numbers[:, None] * chains + np.arange(chains)[None, :]

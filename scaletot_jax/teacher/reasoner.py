@@ -80,7 +80,7 @@ class Reasoner:
         self.shortened = 0  # profiles that lost tokens
 
     def _scoring_backend(self, lm: LoadedLM, store: Store, rows: int) -> Backend:
-        instruction = prompt.encode_pieces([prompt.instruction_text(self.spec)], self._encode)
+        instruction = [*lm.tokenizer.start, *prompt.encode_pieces([prompt.instruction_text(self.spec)], self._encode)]
         scorer = Scorer(
             lm.params,
             lm.config,

@@ -27,7 +27,7 @@ def trained():
     return described["model"]["vocab"], merges, [token["content"] for token in described["added_tokens"]]
 
 
-def _write(path, kind, tokens, types, *, pre=None, merges=None, scores=None, prefix=None):
+def _write(path, kind, tokens, types, *, pre=None, merges=None, scores=None, prefix=None, bos=None, add_bos=None):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model(kind)
     writer.add_token_list(tokens)
@@ -39,6 +39,10 @@ def _write(path, kind, tokens, types, *, pre=None, merges=None, scores=None, pre
         writer.add_token_merges([" ".join(merge) for merge in merges])
     if scores:
         writer.add_token_scores(scores)
+    if bos is not None:
+        writer.add_bos_token_id(bos)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     if prefix is not None:
         writer.add_add_space_prefix(prefix)
     writer.write_header_to_file()
@@ -48,11 +52,11 @@ def _write(path, kind, tokens, types, *, pre=None, merges=None, scores=None, pre
     return path
 
 
-def _byte_level(path, trained, pre, extra=()):
+def _byte_level(path, trained, pre, extra=(), **more):
     vocabulary, merges, control = trained
     tokens = [*sorted(vocabulary, key=vocabulary.get), *extra]
     types = [3 if token in control else 4 if token in extra else 1 for token in tokens]
-    return Tokenizer.from_gguf(_write(path, "gpt2", tokens, types, pre=pre, merges=merges))
+    return Tokenizer.from_gguf(_write(path, "gpt2", tokens, types, pre=pre, merges=merges, **more))
 
 
 def test_qwen2_equals_transformers(tmp_path, trained):
@@ -145,3 +149,16 @@ def test_what_is_not_known_is_refused(tmp_path, trained):
     path = _write(tmp_path / "b.gguf", "llama", ["a"], [1], scores=[0.0], prefix=True)
     with pytest.raises(DataError, match="add_space_prefix"):
         Tokenizer.from_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("pre", "told", "starts"),
+    (("smollm", None, False), ("smollm", True, True), ("llama-bpe", None, True), ("llama-bpe", False, False)),
+)
+def test_the_token_that_begins_every_text(tmp_path, trained, pre, told, starts):
+    tokenizer = _byte_level(tmp_path / "a.gguf", trained, pre, bos=1, add_bos=told)
+    assert tokenizer.start == ((1,) if starts else ())
+    assert tokenizer.encode(TEXTS[0]) == _byte_level(tmp_path / "b.gguf", trained, pre).encode(TEXTS[0])
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0}))
+    assert Tokenizer.from_directory(tmp_path).start == tokenizer.start
