@@ -9,7 +9,7 @@ Arms, all under the same bounds of calls and tokens a profile:
     fixed_beam     three paths, no revision
     entropy        two paths, one revision where the calibrated entropy is among the pilot's highest
     disagreement   the same where wordings disagree most
-    both           the two together (the default), at thresholds q = .50, .70, .85, .95 of the pilot
+    both           the two together (the default, at .95), at thresholds q = .50, .70, .85, .95 of the pilot
 
 The pilot and the judged users are disjoint, and labels are read only to judge (but for the aggregate base rate). For each
 arm: RPS and Spearman of the direct answer and of the chain-conditioned one (the mean over the beam, by weight), the paired
