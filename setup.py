@@ -1,4 +1,4 @@
-"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), test (the test suite), oracle (torch, a llama.cpp server)."""
+"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), ab (the A/B kit), test (the test suite), oracle (torch, a llama.cpp server)."""
 
 from pathlib import Path
 
@@ -40,6 +40,9 @@ TEST = [
     "types-PyYAML>=6.0",
 ]
 
+# the A/B kit
+AB = ["statsmodels>=0.15.0", "tea-tasting>=1.14.0"]
+
 setup(
     name="scaletot_jax",
     version="0.1.0",
@@ -55,7 +58,8 @@ setup(
         "cpu": ["jax[cpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
-        "test": TEST,
+        "ab": AB,
+        "test": [*TEST, *AB],
         # compared against in tests, never imported by the package; xllamacpp brings a llama.cpp server
         "oracle": ["torch==2.13.0", "xllamacpp>=2026.10.11549"],
     },

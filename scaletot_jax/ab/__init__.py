@@ -1,0 +1,1 @@
+"""The A/B kit: what an experiment on arms showed, with intervals, on ``tea-tasting`` and ``statsmodels`` (extra ``ab``)."""

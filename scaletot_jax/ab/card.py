@@ -1,0 +1,110 @@
+"""The report card of an experiment: what was measured, and what a reader must know to believe it. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from scaletot_jax.ab.analysis import MISMATCH, Analysis, Comparison, Effect
+
+UNSTATED = "not stated"
+NOTES = {
+    "plain": "difference of means",
+    "cuped": "adjusted by the outcome before assignment",
+    "cupac": "adjusted by a prediction made before assignment",
+    "winsorised": "values above the pooled quantile set to it",
+    "active": "share with a positive outcome",
+    "if_active": "mean among those; not causal: who is active is an outcome too",
+}
+
+
+def verdict(comparison: Comparison, level: float, believable: bool) -> str:
+    """One sentence on one outcome of one arm."""
+    effect = next(e for e in comparison.effects if e.form == comparison.primary)
+    span = f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}]"
+    about = f"'{comparison.outcome}' in arm '{comparison.arm}'"
+    if not believable:
+        return f"Nothing can be said about {about}: the arms do not have their planned sizes, so assignment or logging is broken."
+    if comparison.p_holm < 1 - level:
+        way = "rises" if effect.effect > 0 else "falls"
+        return f"{about} {way}: relative lift {span} at {level:.0%} (p = {comparison.p_holm:.3g}, corrected)."
+    return (
+        f"Whether {about} changes cannot be told: relative lift {span} at {level:.0%} (p = {comparison.p_holm:.3g}, corrected); "
+        f"so many units find a lift of {_percent(comparison.detectable)} four times in five."
+    )
+
+
+def markdown(analysis: Analysis, *, population: str = "", assignment: str = "", plan: str = "") -> str:
+    """The card. ``population``, ``assignment``, ``plan``: what the experimenter states; what is missing is named as missing."""
+    lines = ["# Experiment", ""]
+    lines += [f"* {verdict(c, analysis.level, analysis.believable)}" for c in analysis.comparisons]
+    arms = ", ".join(f"'{name}' {count:,}" for name, count in analysis.units.items())
+    fair = "as planned" if analysis.believable else f"**sample ratio mismatch** (p < {MISMATCH:g})"
+    lines += [
+        "",
+        "| question | answer |",
+        "|---|---|",
+        f"| Who was in it? | {population or UNSTATED} |",
+        f"| How were they assigned? | {assignment or UNSTATED} |",
+        f"| What was planned beforehand (outcomes, length, stopping)? | {plan or UNSTATED} |",
+        f"| Units of each arm | {arms}; control is '{analysis.control}' |",
+        f"| Do the sizes fit the assignment? | {fair}, χ² p = {analysis.mismatch:.3g} |",
+        f"| Intervals | {analysis.level:.0%}; p-values of the primary forms corrected by Holm over {len(analysis.comparisons)} |",
+    ]
+    for comparison in analysis.comparisons:
+        lines += ["", *_section(comparison, analysis.level)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(c: Comparison, level: float) -> list[str]:
+    sequential = any(effect.sequential for effect in c.effects)
+    head = f"| form | control | arm | difference | relative lift | p | variance left |{' at any look |' if sequential else ''}"
+    lines = [f"## {c.outcome}, arm '{c.arm}' against control", "", head, _rule(head)]
+    for effect in c.effects:
+        name = f"**{effect.form}**" if effect.form == c.primary else effect.form
+        lines.append(
+            f"| {name}: {NOTES[effect.form]} | {effect.control:.5g} | {effect.treatment:.5g} | {_span(effect)} | "
+            f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}] | {effect.p_value:.3g} | "
+            f"{'' if math.isnan(effect.variance_left) else f'{effect.variance_left:.2f}'} |"
+            + (f" {_sequence(effect)} |" if sequential else "")
+        )
+    low, high = c.fieller
+    return [
+        *lines,
+        "",
+        f"Fieller's interval of the plain lift: [{_percent(low)}, {_percent(high)}]. Coefficient of variation {c.cv:.2f}, "
+        f"{c.cv_adjusted:.2f} in the primary form; detectable with 80 % power: {_percent(c.detectable)}. "
+        f"Winsorised at {c.bound:.5g}.",
+    ]
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """Everything as JSON; what is not a number is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if hasattr(value, "_asdict"):
+            return {key: plain(item) for key, item in value._asdict().items()}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+    sentences = [verdict(c, analysis.level, analysis.believable) for c in analysis.comparisons]
+    return {**plain(analysis), "believable": analysis.believable, "verdicts": sentences}
+
+
+def _rule(head: str) -> str:
+    return "|---" * (head.count("|") - 1) + "|"
+
+
+def _span(effect: Effect) -> str:
+    return f"{effect.effect:+.4g} [{effect.low:+.4g}, {effect.high:+.4g}]"
+
+
+def _sequence(effect: Effect) -> str:
+    return "" if effect.sequential is None else f"[{effect.sequential[0]:+.4g}, {effect.sequential[1]:+.4g}]"
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.2%}" if math.isfinite(value) else ("∞" if value > 0 else "−∞")

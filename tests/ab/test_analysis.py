@@ -1,0 +1,183 @@
+"""Experiments with a known truth: lifts found, intervals that cover, broken ones refused or flagged."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from scaletot_jax.ab.analysis import analyse
+from scaletot_jax.ab.card import markdown, to_json
+from scaletot_jax.ab.table import Outcome, check_table
+from scaletot_jax.cli import main
+from scaletot_jax.errors import DataError
+
+pytest.importorskip("tea_tasting")
+pytest.importorskip("statsmodels")
+OUTCOMES = [Outcome("lt30", "before", "expected"), Outcome("ltv30")]
+
+
+def experiment(users=4000, lift=0.15, seed=0, share=0.5):
+    """Active days that a latent rate drives; the same before, and a prediction of them; money is heavy-tailed."""
+    rng = np.random.default_rng(seed)
+    rate = rng.gamma(0.8, 4.0, users)
+    treated = rng.random(users) < share
+    days = np.minimum(rng.poisson(rate * (1 + lift * treated)), 30)
+    return pa.table(
+        {
+            "user_id": [f"u{i}" for i in range(users)],
+            "variant": np.where(treated, "new", "old"),
+            "before": np.minimum(rng.poisson(rate), 30),
+            "expected": rate * rng.lognormal(0, 0.3, users),
+            "lt30": days,
+            "ltv30": days * rng.lognormal(0, 1.5, users),
+        }
+    )
+
+
+def run(table, **options):
+    checked, control, _ = check_table(table, "variant", OUTCOMES, unit="user_id", control="old")
+    return analyse(checked, "variant", OUTCOMES, control=control, **options)
+
+
+def test_a_lift_is_found_and_the_plain_numbers_are_welchs():
+    table = experiment()
+    analysis = run(table)
+    days = analysis.comparisons[0]
+    plain = days.effects[0]
+    y, treated = (
+        np.array(table["lt30"].to_pylist(), float),
+        np.array([v == "new" for v in table["variant"].to_pylist()]),
+    )
+    a, b = y[~treated], y[treated]
+    welch = stats.ttest_ind(b, a, equal_var=False)
+    low, high = welch.confidence_interval(0.95)
+    assert (plain.control, plain.treatment) == pytest.approx((a.mean(), b.mean()))
+    assert (plain.low, plain.high, plain.p_value) == pytest.approx((low, high, welch.pvalue), rel=1e-6)
+    assert days.fieller == pytest.approx((plain.lift_low, plain.lift_high), abs=0.01)
+    assert days.primary == "cupac" and days.p_holm < 0.001 and analysis.believable
+    by_form = {effect.form: effect for effect in days.effects}
+    assert list(by_form) == ["plain", "cuped", "cupac", "winsorised", "active", "if_active"]
+    for form, column in (("cuped", "before"), ("cupac", "expected")):
+        left = 1 - np.corrcoef(y, np.array(table[column].to_pylist(), float))[0, 1] ** 2
+        assert by_form[form].variance_left == pytest.approx(left, abs=0.05)
+    positive = [(part > 0).mean() for part in (a, b)]
+    assert (by_form["active"].control, by_form["active"].treatment) == pytest.approx(tuple(positive))
+    assert by_form["if_active"].control == pytest.approx(a[a > 0].mean())
+    assert [e.form for e in analysis.comparisons[1].effects] == ["plain", "winsorised", "active", "if_active"]
+
+
+def test_intervals_cover_and_a_prediction_narrows_them():
+    """60 experiments with a lift of 15 %: cupac covers the true difference about as often as it says."""
+    hits, widths = [], []
+    for seed in range(60):
+        checked, _, _ = check_table(experiment(800, seed=seed), "variant", OUTCOMES[:1], control="old")
+        effects = {e.form: e for e in analyse(checked, "variant", OUTCOMES[:1], control="old").comparisons[0].effects}
+        cupac = effects["cupac"]
+        hits.append(cupac.low <= TRUE <= cupac.high)
+        widths.append((cupac.high - cupac.low) / (effects["plain"].high - effects["plain"].low))
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.07) and np.median(widths) < 0.75
+
+
+def _true_difference():
+    rng = np.random.default_rng(99)
+    rate = rng.gamma(0.8, 4.0, 2_000_000)
+    return np.minimum(rng.poisson(rate * 1.15), 30).mean() - np.minimum(rng.poisson(rate), 30).mean()
+
+
+TRUE = _true_difference()
+
+
+def test_holm_over_outcomes_and_arms():
+    rng = np.random.default_rng(5)
+    table = experiment(lift=0.0)
+    arms = pa.array(rng.choice(["a", "b", "old"], table.num_rows))
+    analysis = run(table.set_column(1, "variant", arms))
+    raw = sorted(next(e.p_value for e in c.effects if e.form == c.primary) for c in analysis.comparisons)
+    holm = sorted(c.p_holm for c in analysis.comparisons)
+    assert len(raw) == 4 and set(analysis.units) == {"old", "a", "b"}
+    expected, running = [], 0.0
+    for i, p in enumerate(raw):
+        running = max(running, min(1.0, p * (4 - i)))
+        expected.append(running)
+    assert holm == pytest.approx(sorted(expected))
+
+
+def test_a_broken_assignment_is_told_before_anything_else():
+    analysis = run(experiment(share=0.56))
+    assert not analysis.believable and analysis.mismatch < 1e-6
+    assert "Nothing can be said" in markdown(analysis) and "sample ratio mismatch" in markdown(analysis)
+    assert run(experiment(share=0.56), ratio={"old": 0.44, "new": 0.56}).believable
+
+
+def test_looking_early_costs_width():
+    effects = run(experiment(), planned=4000).comparisons[0].effects
+    for effect in effects:
+        assert effect.sequential[0] < effect.low and effect.high < effect.sequential[1]
+    assert run(experiment()).comparisons[0].effects[0].sequential is None
+
+
+def test_the_card_names_what_is_not_stated():
+    analysis = run(experiment(lift=0.0, seed=2))
+    card = markdown(analysis, population="low-activity users of one week")
+    assert "cannot be told" in card and "low-activity users of one week" in card and card.count("not stated") == 2
+    told = to_json(analysis)
+    json.dumps(told, allow_nan=False)
+    assert len(told["verdicts"]) == 2 and told["comparisons"][0]["effects"][0]["variance_left"] is None
+    assert all(line.count("|") == 8 for line in card.splitlines() if line.startswith(("| form", "| **", "| plain")))
+
+
+BAD = {
+    "missing column": (lambda t: t.drop_columns(["expected"]), "column 'expected'"),
+    "one unit twice": (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "occurs twice"),
+    "no arm": (lambda t: t.set_column(1, "variant", pa.array([None, *t["variant"].to_pylist()[1:]])), "row 0, column 'variant'"),
+    "an outcome is missing": (
+        lambda t: t.set_column(4, "lt30", pa.array([1.0, None, *map(float, t["lt30"].to_pylist()[2:])])), "row 1, column 'lt30'",
+    ),
+    "words": (lambda t: t.set_column(4, "lt30", pa.array(["many"] * t.num_rows)), "column 'lt30'"),
+    "one arm": (lambda t: t.set_column(1, "variant", pa.array(["old"] * t.num_rows)), "two arms"),
+    "a small arm": (lambda t: t.set_column(1, "variant", pa.array(["new"] * 9 + ["old"] * (t.num_rows - 9))), "arm 'new'"),
+    "no such control": (lambda t: t.set_column(1, "variant", pa.array(["x", "y"] * (t.num_rows // 2))), "'old'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_table_that_cannot_be_analysed(what):
+    change, told = BAD[what]
+    with pytest.raises(DataError, match=told):
+        run(change(experiment(400)))
+
+
+def test_a_constant_outcome_is_no_crash():
+    table = experiment(400)
+    analysis = run(table.set_column(4, "lt30", pa.array([3.0] * 400)))
+    assert analysis.comparisons[0].effects[0].effect == 0
+    assert "lt30" in markdown(analysis)
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    pq.write_table(experiment(), tmp_path / "t.parquet")
+    command = [
+        "ab",
+        "--table",
+        str(tmp_path / "t.parquet"),
+        "--arm",
+        "variant",
+        "--control",
+        "old",
+        "--unit",
+        "user_id",
+    ]
+    more = ["--outcome", "lt30", "--before", "lt30=before", "--outcome", "ltv30", "--out", str(tmp_path / "card")]
+    assert main([*command, *more]) == 0
+    assert "'lt30' in arm 'new' rises" in capsys.readouterr().out
+    assert json.loads((tmp_path / "card" / "card.json").read_text())["comparisons"][0]["primary"] == "cuped"
+    assert main([*command, "--outcome", "lt30", "--before", "spend=before"]) == 2
+    assert main([*command, "--outcome", "nothing"]) == 3
+    assert main(["ab"]) == 2
+    assert main(["ab", "--plan-lift", "0.06738"]) == 0
+    assert "3,458" in capsys.readouterr().out
+    assert math.isfinite(TRUE)
