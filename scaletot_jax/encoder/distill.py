@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.artifact import save_encoder, sha256_json
-from scaletot_jax.encoder.model import EncoderSpec, Inputs, check_inputs, describe, encode, init_params
+from scaletot_jax.encoder.label_skill import label_skill
+from scaletot_jax.encoder.model import Encoded, EncoderSpec, Inputs, check_inputs, describe, encode, init_params
 from scaletot_jax.encoder.probe import candidate_layers, folds_of, ridge_probe
 from scaletot_jax.encoder.selection import Profiles, choose_profiles, profile_table
 from scaletot_jax.encoder.train import CHECK_EVERY, Data, TrainState, draw_rows, init_state, make_optimizer, train_block
-from scaletot_jax.encoder.transfer import evidence_by_exposure
+from scaletot_jax.encoder.transfer import evidence_by_exposure, evidence_by_slice, slices_of
 from scaletot_jax.encoder.whiten import fit_whitening, whiten
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.files import read_json, read_table, write_json, write_table
@@ -102,6 +103,11 @@ def distill(run: Run) -> Stage:
     trained_groups, trained_keys = language_model_training(run, population)
     trained = np.isin(profiles.groups.astype(str), trained_groups)
     unseen = held_out & ~trained
+    evidence = (names, states, held_out & ~trained, train, whitening, _only(encoded, ~trained[held_out]))
+    chosen_rows = population.table.take(pa.array(profiles.rows))
+    present = sum(chosen_rows[field.name].is_valid().to_numpy().astype(int) for field in population.fields)
+    coarse = chosen_rows["coarse_key"].to_numpy(zero_copy_only=False)
+    slices = slices_of(np.asarray(present), coarse, train | np.isin(profiles.keys.astype(str), trained_keys), unseen)
     summary = {
         "profiles": {
             "total": len(profiles.rows),
@@ -120,6 +126,8 @@ def distill(run: Run) -> Stage:
         },
         "labels_used_for_training": False,
         "transfer": evidence_by_exposure(names, states, held_out, trained, train, whitening, encoded),
+        "transfer_slices": evidence_by_slice(slices, *evidence),
+        "label_skill": states_label_skill(states, profiles, seed),
     }
     artifacts = [
         "encoder.safetensors",
@@ -131,6 +139,21 @@ def distill(run: Run) -> Stage:
     ]
     stage.finish(artifacts, summary=summary)
     return stage
+
+
+def states_label_skill(states: np.ndarray, profiles: Profiles, seed: int) -> dict[str, Any] | None:
+    """What the states of distill-split profiles tell of their days label, out of fold; None where they are too few."""
+    known = np.isfinite(profiles.labels)
+    labels, folds = profiles.labels[known], folds_of(list(profiles.groups[known]), 5)
+    if known.sum() < MIN_PROBE or len(np.unique(folds)) < 2 or labels.std() == 0:
+        return None
+    flat = states[known].mean(1)
+    probe = ridge_probe(flat.reshape(len(flat), -1), labels, folds)
+    return label_skill(probe, labels, profiles.groups[known].astype(str), seed=seed).to_dict()
+
+
+def _only(encoded: Encoded, rows: np.ndarray) -> Encoded:
+    return Encoded(encoded.embedding[rows], tuple(segment[rows] for segment in encoded.segments))
 
 
 def language_model_training(run: Run, population: Population) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ class Probe(NamedTuple):
     r2: float  # cross-validated coefficient of determination, best penalty
     penalty: float
     predictions: np.ndarray  # [U] out-of-fold predictions at that penalty
+    constant: np.ndarray  # [U] mean label of each row's training fold: what is to be beaten
 
 
 def candidate_layers(num_layers: int) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ def ridge_probe(
             predictions[i, test] = constant[test] + cross @ (projected / (np.maximum(values, 0) + penalty * scale))
     total = ((labels - constant) ** 2).sum()
     if not total > 0:
-        return Probe(float("nan"), float(penalties[-1]), constant)
+        return Probe(float("nan"), float(penalties[-1]), constant, constant)
     r2 = 1 - ((labels - predictions) ** 2).sum(1) / total
     best = int(np.argmax(r2))
-    return Probe(float(r2[best]), float(penalties[best]), predictions[best])
+    return Probe(float(r2[best]), float(penalties[best]), predictions[best], constant)

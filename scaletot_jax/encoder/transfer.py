@@ -10,15 +10,20 @@ than it will for others. So the evidence is kept apart, and only :data:`UNSEEN` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scaletot_jax.encoder.cka import debiased_cka
 from scaletot_jax.encoder.model import Encoded
 from scaletot_jax.encoder.whiten import Whitening, effective_rank, whiten
+from scaletot_jax.profiles.keys import share_of_repeats
 
 UNSEEN = "unseen_groups"  # no training stage of the language model used them
 TRAINED = "trained_groups"  # the teacher, SFT or OSIPO did
+MIN_SLICE = 30  # profiles; fewer say nothing about a slice
+MIN_REPETITION = 0.2  # share of profiles that repeat by the coarse key, below which "seen" means nothing
 
 
 class Ceiling(NamedTuple):
@@ -116,6 +121,8 @@ def transfer_evidence(
                 "ceiling_single_chain": ceiling.single_chain,
                 "r2_by_variance": transfer_r2(target * scale, predicted * scale),
                 "ceiling_by_variance": natural.mean_target,
+                "share_of_ceiling": _share(transfer_r2(target, predicted), ceiling.mean_target),
+                "cka": debiased_cka(target, predicted),
                 "retrieval": retrieval(target, predicted),
             }
         out.append(row)
@@ -142,6 +149,56 @@ def evidence_by_exposure(
         part = Encoded(encoded.embedding[chosen[held_out]], tuple(k[chosen[held_out]] for k in encoded.segments))
         out[name] = transfer_evidence(names, states, chosen, train, whitening, part)
     return out
+
+
+def evidence_by_slice(
+    slices: Mapping[str, np.ndarray],
+    names: list[str],
+    states: np.ndarray,
+    held_out: np.ndarray,
+    train: np.ndarray,
+    whitening: list[Whitening],
+    encoded: Encoded,
+) -> dict[str, list[dict[str, Any]] | None]:
+    """:func:`transfer_evidence` for slices of the held-out profiles; None where a slice is too small.
+
+    Args:
+      slices: name → bool [U].
+      names, states, held_out, train, whitening, encoded: as there; ``encoded`` is for all held-out profiles.
+    """
+    out: dict[str, list[dict[str, Any]] | None] = {}
+    for name, member in slices.items():
+        chosen = held_out & member
+        if chosen.sum() < MIN_SLICE:
+            out[name] = None
+            continue
+        part = Encoded(encoded.embedding[chosen[held_out]], tuple(k[chosen[held_out]] for k in encoded.segments))
+        out[name] = transfer_evidence(names, states, chosen, train, whitening, part)
+    return out
+
+
+def slices_of(present: np.ndarray, coarse: np.ndarray, trained: np.ndarray, among: np.ndarray) -> dict[str, np.ndarray]:
+    """Slices of profiles: by how much they tell, and by whether their like was trained on.
+
+    Args:
+      present: [U] number of fields that are there.
+      coarse: [U] coarse keys.
+      trained: bool [U], profiles that the encoder or the language model was trained on.
+      among: bool [U], profiles whose median of ``present`` divides the cohorts.
+
+    Returns:
+      ``sparse`` and ``rich``, and ``seen`` and ``unseen`` unless hardly any profile repeats by its coarse key.
+    """
+    sparse = present <= np.median(present[among]) if among.any() else np.zeros(len(present), bool)
+    out = {"sparse": sparse, "rich": ~sparse}
+    if share_of_repeats(coarse) >= MIN_REPETITION:
+        seen = np.isin(coarse.astype(str), np.unique(coarse[trained].astype(str)))
+        out |= {"seen": seen, "unseen": ~seen}
+    return out
+
+
+def _share(reached: float | None, ceiling: float | None) -> float | None:
+    return reached / ceiling if reached is not None and ceiling else None
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 from scaletot_jax.evaluation.figures import Series, bars, curves
 from scaletot_jax.evaluation.lookup import dig
 from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.page import Markup, absent, el, facts, folded, number, percent, section, table
+from scaletot_jax.evaluation.page import Markup, absent, el, facts, folded, interval, number, percent, section, table
 
 
 def learning(material: Material) -> Markup:
@@ -165,6 +165,7 @@ def transfer(material: Material) -> Markup:
             ),
             ("Chains a profile", number(summary.get("chains"))),
             ("Layer of the student", number(summary.get("layer"))),
+            ("R² of the days label from the states themselves, out of fold", interval(summary.get("label_skill"))),
             ("Training step kept", number(dig(summary, "training.kept_step"))),
         ]
     )
@@ -181,6 +182,7 @@ def transfer(material: Material) -> Markup:
             _by_segment(
                 "Transfer by segment, groups that no training of the language model saw", evidence.get("unseen_groups")
             ),
+            folded("The same by slice", *_slices(summary.get("transfer_slices") or {})),
             folded(
                 "Groups of the teacher split",
                 _by_segment(
@@ -192,12 +194,26 @@ def transfer(material: Material) -> Markup:
     return section("transfer", title, intro, numbers, *tables, el("div", error, chosen, class_="grid"))
 
 
+def _slices(slices: Mapping[str, Any]) -> list[Markup]:
+    what = {
+        "sparse": "profiles with few fields",
+        "rich": "profiles with many fields",
+        "seen": "profiles like one that was trained on, by the coarse key",
+        "unseen": "profiles unlike any that was trained on",
+    }
+    out = [_by_segment(f"Transfer: {what[name]}", found) for name, found in slices.items() if found]
+    small = [what[name] for name, found in slices.items() if not found]
+    return [*out, *([el("p", "Too few to tell: ", "; ".join(small), ".", class_="note")] if small else [])]
+
+
 def _by_segment(caption: str, evidence: Sequence[Mapping[str, Any]] | None) -> Markup:
     rows = [
         [
             row["segment"],
             number(row.get("r2")),
             number(row.get("ceiling")),
+            percent(row.get("share_of_ceiling")),
+            number(row.get("cka")),
             number(row.get("r2_by_variance")),
             number(row.get("ceiling_by_variance")),
             percent(dig(row, "retrieval.recall_at_1")),
@@ -207,5 +223,15 @@ def _by_segment(caption: str, evidence: Sequence[Mapping[str, Any]] | None) -> M
         ]
         for row in evidence or ()
     ]
-    head = ["Segment", "R²", "Ceiling", "R², by variance", "Ceiling, by variance", "Found first", "… by chance"]
-    return table(caption, [*head, "MRR", "Profiles"], rows, numeric=range(1, 9))
+    head = [
+        "Segment",
+        "R²",
+        "Ceiling",
+        "Share of it",
+        "CKA",
+        "R², by variance",
+        "Ceiling, by variance",
+        "Found first",
+        "… by chance",
+    ]
+    return table(caption, [*head, "MRR", "Profiles"], rows, numeric=range(1, 11))

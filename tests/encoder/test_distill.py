@@ -41,6 +41,13 @@ def test_transfer_nears_the_ceiling_and_is_reported_by_segment(finished):
         assert 0.8 < row["ceiling_by_variance"] <= 1
         assert 0.7 * row["ceiling_by_variance"] < row["r2_by_variance"] <= 1
         assert row["retrieval"]["mrr"] > 2 * row["retrieval"]["chance_mrr"]
+        assert row["share_of_ceiling"] == pytest.approx(row["r2"] / row["ceiling"]) and 0.5 < row["cka"] < 1.2
+    slices = stage.summary()["transfer_slices"]
+    assert {"sparse", "rich"} <= set(slices)
+    for name, found in slices.items():
+        assert found is None or all(30 <= row["held_out"] <= evidence[0]["held_out"] for row in found), name
+    skill = stage.summary()["label_skill"]
+    assert skill["low"] < skill["estimate"] < skill["high"] <= 1
 
 
 def test_evidence_for_groups_the_language_model_never_saw_is_apart(finished):

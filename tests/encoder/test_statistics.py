@@ -7,6 +7,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from scaletot_jax.encoder import probe, transfer
+from scaletot_jax.encoder.cka import debiased_cka
+from scaletot_jax.encoder.label_skill import label_skill
 from scaletot_jax.encoder.model import Encoded
 from scaletot_jax.encoder.whiten import effective_rank, fit_whitening, whiten
 from scaletot_jax.errors import DataError
@@ -150,3 +152,62 @@ def test_what_is_reproduced_for_trained_groups_only_is_no_evidence_for_the_other
         ["a"], chains, held_out, held_out, ~held_out, [w], Encoded(np.zeros((60, 2)), (predicted,))
     )
     assert set(nobody[transfer.UNSEEN][0]) == {"segment", "dim", "effective_rank", "held_out"}
+
+
+def test_debiased_cka_is_one_for_a_rotation_and_nought_for_strangers():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 200))  # wider than users are many: the plain CKA of strangers is near one
+    rotation = np.linalg.qr(rng.normal(size=(200, 200)))[0]
+    assert debiased_cka(x, 3 * x @ rotation + 5) == pytest.approx(1, abs=1e-9)
+    strangers = [debiased_cka(x, rng.normal(size=(40, 200))) for _ in range(200)]
+    assert abs(np.mean(strangers)) < 0.02
+    half = debiased_cka(x, np.hstack([x[:, :100], rng.normal(size=(40, 100))]))
+    assert half == pytest.approx(0.5, abs=0.1)  # half of the dimensions are shared
+    assert debiased_cka(x[:3], x[:3]) is None and debiased_cka(x, np.ones((40, 2))) is None
+
+
+def test_debiased_cka_is_its_definition_term_by_term():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
+
+    def hsic(a, b):  # Song et al. (2012), equation 5, by sums over different users
+        n, total = len(a), 0.0
+        for i in range(n):
+            for j in range(n):
+                if i == j:
+                    continue
+                total += a[i, j] * b[i, j] / (n * (n - 1))
+                for q in range(n):
+                    if q in (i, j):
+                        continue
+                    total -= 2 * a[i, j] * b[i, q] / (n * (n - 1) * (n - 2))
+                    for r in range(n):
+                        if r not in (i, j, q):
+                            total += a[i, j] * b[q, r] / (n * (n - 1) * (n - 2) * (n - 3))
+        return total
+
+    a, b = x @ x.T, y @ y.T
+    assert debiased_cka(x, y) == pytest.approx(hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b)), rel=1e-9)
+
+
+def test_label_skill_knows_a_collapsed_student():
+    rng = np.random.default_rng(2)
+    groups = np.array([f"g{i // 2}" for i in range(300)])
+    folds = probe.folds_of(list(groups), 5)
+    labels = rng.normal(size=300)
+    telling = labels[:, None] + rng.normal(0, 0.7, (300, 4))
+    known = label_skill(probe.ridge_probe(telling, labels, folds), labels, groups)
+    assert known.estimate == pytest.approx(probe.ridge_probe(telling, labels, folds).r2) and known.low > 0.5
+    collapsed = label_skill(probe.ridge_probe(1e-9 * rng.normal(size=(300, 4)), labels, folds), labels, groups)
+    assert collapsed.low <= 0 and collapsed.estimate < 0.05
+
+
+def test_slices_by_sparsity_and_by_the_like():
+    present = np.array([1, 2, 3, 4, 5, 6])
+    coarse = np.array(["a", "a", "b", "b", "c", "d"], object)
+    trained = np.array([1, 0, 0, 0, 1, 0], bool)
+    found = transfer.slices_of(present, coarse, trained, ~trained)
+    assert {name: member.tolist() for name, member in found.items()} == {
+        "sparse": [1, 1, 1, 0, 0, 0], "rich": [0, 0, 0, 1, 1, 1], "seen": [1, 1, 0, 0, 1, 0], "unseen": [0, 0, 1, 1, 0, 1],
+    }  # fmt: skip
+    assert set(transfer.slices_of(present, np.array(list("abcdef"), object), trained, ~trained)) == {"sparse", "rich"}
