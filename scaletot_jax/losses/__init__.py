@@ -11,6 +11,7 @@ RLOO, GRPO, Dr.GRPO, DAPO, GSPO and PRIME are configurations of these: ``docs/re
 """
 
 from scaletot_jax.losses.advantages import osipo_advantages, prefix_critic_advantages
+from scaletot_jax.losses.denoise import expected_rps_outcome, pooled_targets
 from scaletot_jax.losses.diagnostics import informative_rollouts, within_group_auc, within_group_variance
 from scaletot_jax.losses.distill import cosine_loss, distill_loss, gram_loss, info_nce, regression_loss
 from scaletot_jax.losses.implicit_reward import implicit_reward_loss, segment_rewards
@@ -29,6 +30,7 @@ from scaletot_jax.losses.segments import (
     segment_sums,
 )
 from scaletot_jax.losses.sft import mean_loss, soft_cross_entropy, token_cross_entropy
+from scaletot_jax.losses.tree import tree_advantages
 
 __all__ = [
     "ANSWER",
@@ -37,6 +39,7 @@ __all__ = [
     "cosine_loss",
     "credited_tokens",
     "distill_loss",
+    "expected_rps_outcome",
     "gram_loss",
     "hurdle_distribution",
     "hurdle_mean",
@@ -48,6 +51,7 @@ __all__ = [
     "ordinal_cross_entropy",
     "osipo_advantages",
     "osipo_loss",
+    "pooled_targets",
     "prefix_critic_advantages",
     "prime_advantages",
     "regression_loss",
@@ -59,6 +63,7 @@ __all__ = [
     "segment_sums",
     "soft_cross_entropy",
     "token_cross_entropy",
+    "tree_advantages",
     "within_group_auc",
     "within_group_variance",
     "ziln_mean",

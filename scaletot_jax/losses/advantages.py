@@ -5,14 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from scaletot_jax.losses.arguments import all_sum, divide, floating, require_choice, require_shape
-from scaletot_jax.losses.groups import AxisName, GroupStatistics, group_statistics
+from scaletot_jax.losses.arguments import floating, require_choice, require_shape
+from scaletot_jax.losses.groups import AxisName, group_statistics
 from scaletot_jax.losses.implicit_reward import group_log_odds
-from scaletot_jax.losses.segments import credited_tokens, response_tokens, spread_segments
-
-BASELINES = ("loo", "group_mean")
-SCALES = ("batch_rms", "group_std", None)
-ANSWERS = ("zero", "outcome")
+from scaletot_jax.losses.scaling import ANSWERS, BASELINES, SCALES, centred, divided, finished, scale_of
+from scaletot_jax.losses.segments import response_tokens, spread_segments
 
 
 def osipo_advantages(
@@ -93,7 +90,7 @@ def osipo_advantages(
         process = process * floating(segment_weights)
     per_segment = outcome_weight * outcome + process_weight * _discounted(process, gamma)
     per_token = spread_segments(per_segment, segment_ids, outcome_weight * outcome)
-    return _finish(per_token, segment_ids, num_segments, answer, clip)
+    return finished(per_token, segment_ids, num_segments, answer, clip)
 
 
 def prefix_critic_advantages(
@@ -104,6 +101,7 @@ def prefix_critic_advantages(
     segment_ids: jax.Array,
     *,
     trace: float | jax.Array = 0.9,
+    residual_weight: float | jax.Array = 1.0,
     shift: bool = True,
     complete: jax.Array | None = None,
     baseline: str = "loo",
@@ -116,7 +114,7 @@ def prefix_critic_advantages(
     """Per-token advantages with the implicit reward model as a critic of chain prefixes.
 
         P_k  = σ( Σ_{l≤k} r_il + b_u ),  P_0 = σ(b_u)                                (expected outcome after segment k)
-        A_ik = Σ_{l≥k} λ^{l−k} (P_l − P_{l−1}) + λ^{K−k} (R_i − P_K),   then minus its baseline per segment type
+        A_ik = Σ_{l≥k} λ^{l−k} (P_l − P_{l−1}) + κ λ^{K−k} (R_i − P_K),   then minus its baseline per segment type
 
     This is generalised advantage estimation over segments in units of the outcome, so one scale, that of the outcome,
     divides everything; structural tokens get the outcome's advantage. b_u are the group's log-odds, as in
@@ -124,6 +122,9 @@ def prefix_critic_advantages(
 
     Args:
       trace: λ in [0, 1]. 1: A_ik = R_i − P_{k−1}; 0: one-step differences of the critic.
+      residual_weight: κ in [0, 1], the weight of what no segment explains. 1: the estimator of the source; with a critic
+        that knows nothing it is then the plain outcome. Below 1 noise in the outcome counts less, and so does
+        everything the critic has not learned yet.
       shift, complete: whether to add b_u, and the chains (bool [B]) whose mean it is; as the reward model was trained.
       rewards, valid, outcomes, group_ids, segment_ids, baseline, scale, min_scale, answer, clip, axis_name: as in
         :func:`osipo_advantages`.
@@ -153,15 +154,16 @@ def prefix_critic_advantages(
         offset = group_log_odds(jnp.clip(outcomes, 0, 1), counted, group_ids, axis_name)
     values = jnp.cumsum(jnp.where(valid, rewards, 0), axis=1)
     prefix = jax.nn.sigmoid(jnp.pad(values, ((0, 0), (1, 0))) + offset[:, None])  # [B, K + 1], P_0 … P_K
-    steps = jnp.diff(prefix, axis=1).at[:, -1].add(outcomes - prefix[:, -1])  # λ^{K−k}(R − P_K) rides on the last step
+    residual = residual_weight * (outcomes - prefix[:, -1])
+    steps = jnp.diff(prefix, axis=1).at[:, -1].add(residual)  # κ λ^{K−k}(R − P_K) rides on the last step
     estimate = _discounted(steps, trace)
 
     outcome = group_statistics(outcomes[:, None], present, group_ids, axis_name)
     content = group_statistics(estimate, valid & present, group_ids, axis_name)
-    divisor = _scale(_centred(outcome, baseline), outcome, present, scale, min_scale, axis_name)
-    structural = _divided(_centred(outcome, baseline), divisor)
-    per_token = spread_segments(_divided(_centred(content, baseline), divisor), segment_ids, structural)
-    return _finish(per_token, segment_ids, num_segments, answer, clip)
+    divisor = scale_of(centred(outcome, baseline), outcome, present, scale, min_scale, axis_name)
+    structural = divided(centred(outcome, baseline), divisor)
+    per_token = spread_segments(divided(centred(content, baseline), divisor), segment_ids, structural)
+    return finished(per_token, segment_ids, num_segments, answer, clip)
 
 
 def _check(rewards, valid, outcomes, group_ids, segment_ids):
@@ -184,27 +186,8 @@ def _check(rewards, valid, outcomes, group_ids, segment_ids):
 def _advantage(values, valid, group_ids, baseline, scale, min_scale, axis_name):
     """(x − baseline) / scale, [B, K]; 0 where not valid."""
     group = group_statistics(values, valid, group_ids, axis_name)
-    centred = _centred(group, baseline)
-    return _divided(centred, _scale(centred, group, valid, scale, min_scale, axis_name))
-
-
-def _centred(group: GroupStatistics, baseline: str) -> jax.Array:
-    return group.leave_one_out if baseline == "loo" else group.deviation
-
-
-def _scale(centred, group, valid, scale, min_scale, axis_name):
-    """What the centred values are divided by, broadcastable to [B, K]."""
-    if scale is None:
-        return jnp.ones_like(centred)
-    if scale == "group_std":
-        return group.std + min_scale
-    squares = all_sum(jnp.where(valid, centred**2, 0).sum(), axis_name)
-    count = all_sum(valid.sum().astype(centred.dtype), axis_name)
-    return jnp.maximum(jnp.sqrt(divide(squares, count)), min_scale)
-
-
-def _divided(values, divisor):
-    return jnp.where(divisor > 0, values, 0) / jnp.where(divisor > 0, divisor, 1)
+    difference = centred(group, baseline)
+    return divided(difference, scale_of(difference, group, valid, scale, min_scale, axis_name))
 
 
 def _discounted(values, gamma):
@@ -213,10 +196,3 @@ def _discounted(values, gamma):
     ahead = jnp.arange(segments)[None, :] - jnp.arange(segments)[:, None]  # [k, l] = l − k
     factors = jnp.where(ahead >= 0, jnp.asarray(gamma, values.dtype) ** jnp.maximum(ahead, 0), 0)
     return (values[:, None, :] * factors[None]).sum(axis=-1)
-
-
-def _finish(per_token, segment_ids, num_segments, answer, clip):
-    """Zero on tokens without credit, and the bound."""
-    if clip is not None:
-        per_token = jnp.clip(per_token, -clip, clip)
-    return jax.lax.stop_gradient(jnp.where(credited_tokens(segment_ids, num_segments, answer), per_token, 0))

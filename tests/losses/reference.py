@@ -156,7 +156,7 @@ def implicit_reward_loss(prm, ref, ids, outcomes, groups, *, num_segments, beta,
     return np.mean(losses) if losses else 0.0
 
 
-def prefix_critic(r, v, outcomes, groups, ids, *, trace, shift=True):
+def prefix_critic(r, v, outcomes, groups, ids, *, trace, shift=True, residual_weight=1.0):
     """Unscaled, leave-one-out."""
     rows, num_segments = r.shape
     alive = alive_rows(ids, num_segments)
@@ -166,7 +166,7 @@ def prefix_critic(r, v, outcomes, groups, ids, *, trace, shift=True):
         p = [sigmoid(b[i] + np.where(v[i, :k], r[i, :k], 0).sum()) for k in range(num_segments + 1)]
         for k in range(1, num_segments + 1):
             estimate[i, k - 1] = sum(trace ** (m - k) * (p[m] - p[m - 1]) for m in range(k, num_segments + 1))
-            estimate[i, k - 1] += trace ** (num_segments - k) * (outcomes[i] - p[num_segments])
+            estimate[i, k - 1] += residual_weight * trace ** (num_segments - k) * (outcomes[i] - p[num_segments])
     content = np.stack([centred(estimate[:, k], v[:, k] & alive, groups, "loo") for k in range(num_segments)], 1)
     outcome = centred(outcomes, alive, groups, "loo")
     credit = real_tokens(ids, num_segments)

@@ -79,16 +79,15 @@ def test_bfloat16_gives_float32_and_vmap_equals_a_loop():
     assert function(jnp.asarray(rewards, jnp.bfloat16), *rest).dtype == jnp.float32
 
 
-@pytest.mark.parametrize("trace", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize(("trace", "residual"), [(0.0, 1.0), (0.9, 0.4), (1.0, 1.0)])
 @given(batches, st.booleans())
-def test_prefix_critic_equals_the_loop_reference(trace, batch, shift):
+def test_prefix_critic_equals_the_loop_reference(trace, residual, batch, shift):
     rewards, valid = batch.rewards
     with float64():
         function = compiled(prefix_critic_advantages, shift=shift, scale=None, clip=None)
-        actual = np.asarray(function(rewards, valid, batch.outcomes, batch.groups, batch.ids, trace=trace))
-    expected = reference.prefix_critic(
-        rewards, valid, batch.outcomes, batch.groups, batch.ids, trace=trace, shift=shift
-    )
+        options = dict(trace=trace, residual_weight=residual)
+        actual = np.asarray(function(rewards, valid, batch.outcomes, batch.groups, batch.ids, **options))
+    expected = reference.prefix_critic(rewards, valid, batch.outcomes, batch.groups, batch.ids, shift=shift, **options)
     np.testing.assert_allclose(actual, expected, atol=1e-12)
 
 

@@ -6,19 +6,27 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from losses import reference
 from losses.cases import QUICK, finite, float64, make_batch
+from losses.test_tree import expected
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
-def recipe(name):
-    """The code under a heading of the page, as a function of the arrays that the page lists."""
+def code_of(name):
+    """The page's imports and the code under one of its headings."""
     text = PAGE.read_text(encoding="utf-8")
     imports = re.search(r"```python\n(from scaletot_jax.*?)```", text, re.S)[1]
     block = re.search(rf"^## {re.escape(name)}\n.*?```python\n(.*?)```", text, re.S | re.M)[1]
-    code = compile(imports + block, f"{PAGE.name}: {name}", "exec")
+    return imports, block
+
+
+def recipe(name):
+    """The code under a heading of the page, as a function of the arrays that the page lists."""
+    code = compile("".join(code_of(name)), f"{PAGE.name}: {name}", "exec")
 
     def loss(logps, arrays):
         scope = {"jnp": jnp, "K": arrays["rewards"].shape[1], "logps": logps} | arrays
@@ -196,6 +204,70 @@ def test_osipo(seed):
     assert np.isfinite(gradient).all()
 
 
+@SEEDS
+def test_tree_rollouts(seed):
+    batch = batch_of(seed, typed=True)
+    labels = np.tile(np.arange(8) // 2, (2, 1)).T  # pairs of chains share both segments
+    arrays = dict(
+        old_logps=batch.old, segment_ids=batch.ids, outcomes=batch.outcomes, group_ids=batch.groups,
+        rewards=batch.rewards[0], valid=np.ones((8, 2), bool), node_ids=labels,
+    )  # fmt: skip
+    with float64():
+        (loss, advantages), gradient = recipe("Tree rollouts")(batch.logps, arrays)
+    unscaled = expected(batch, labels, arrays["valid"])
+    alive = reference.alive_rows(batch.ids, 2)
+    rms = np.sqrt(np.mean(reference.centred(batch.outcomes, alive, batch.groups, "loo")[alive] ** 2))
+    unscaled = np.clip(unscaled / max(rms, 1e-3), -5, 5)
+    np.testing.assert_allclose(advantages, unscaled, atol=1e-9)
+    value = reference.osipo_loss(
+        batch.logps, batch.old, unscaled, batch.ids, aggregation="segment_mean", num_segments=2
+    )
+    np.testing.assert_allclose(loss, value, atol=1e-9)
+    assert np.isfinite(gradient).all()
+
+
+class Net(nnx.Module):
+    """Somebody's model: the next token from the last one and the first."""
+
+    def __init__(self, rngs):
+        self.last, self.first = (nnx.Embed(6, 16, rngs=rngs) for _ in range(2))
+        self.head = nnx.Linear(16, 6, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.head(jnp.tanh(self.last(tokens) + self.first(tokens[:, :1])))
+
+
+def test_a_flax_nnx_loop_learns_with_the_step_of_the_page():
+    """Prompt p of 0..3, answer two words, a close and two more: worth the share of words 0, 1 that equal p."""
+    imports, block = code_of("In a Flax NNX loop of your own")
+    assert len(block.splitlines()) < 25
+    scope = {"jax": jax, "jnp": jnp, "nnx": nnx, "K": 2}
+    exec(compile(imports + block, f"{PAGE.name}: nnx", "exec"), scope)
+    model, prm, reference_model = (Net(nnx.Rngs(0)) for _ in range(3))
+    optimizers = [nnx.Optimizer(net, optax.adam(5e-2), wrt=nnx.Param) for net in (model, prm)]
+    ids = jnp.tile(jnp.array([-3, 0, 0, -1, 1, 1]), (64, 1))
+    prompts = jnp.repeat(jnp.arange(16) % 4, 4)
+
+    @nnx.jit
+    def rollout(model, reference_model, key):
+        tokens = jnp.zeros((64, 6), jnp.int32).at[:, 0].set(prompts).at[:, 3].set(5)
+        for t in (1, 2, 4, 5):
+            tokens = tokens.at[:, t].set(jax.random.categorical(jax.random.fold_in(key, t), model(tokens)[:, t - 1]))
+        logps = jax.nn.log_softmax(reference_model(tokens[:, :-1]))
+        ref_logps = jnp.take_along_axis(logps, tokens[:, 1:, None], axis=-1)[..., 0]
+        return tokens, jnp.pad(ref_logps, ((0, 0), (1, 0))), (tokens[:, 1:3] == prompts[:, None]).mean(1)
+
+    curve = []
+    for n in range(40):
+        tokens, ref_logps, outcomes = rollout(model, reference_model, jax.random.key(n))
+        arguments = tokens, ids, ref_logps, outcomes, jnp.repeat(jnp.arange(16), 4)
+        curve.append(float(scope["train_step"](model, prm, *optimizers, *arguments)))
+    assert np.mean(curve[:3]) < 0.35 and np.mean(curve[-5:]) > 0.8
+
+
+OURS = ["Tree rollouts", "In a Flax NNX loop of your own", "Accumulation and devices"]
+
+
 def test_the_page_has_no_recipe_without_a_test():
     headings = re.findall(r"^## (.+)$", PAGE.read_text(encoding="utf-8"), re.M)
-    assert headings == ["RLOO", "GRPO", "Dr.GRPO", "DAPO", "GSPO", "PRIME", "OSIPO", "Accumulation and devices"]
+    assert headings == ["RLOO", "GRPO", "Dr.GRPO", "DAPO", "GSPO", "PRIME", "OSIPO", *OURS]
