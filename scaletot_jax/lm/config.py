@@ -67,6 +67,8 @@ class LMConfig:
       activation: of the gate, ``"silu"`` or ``"gelu_tanh"``.
       embed_scale: factor of the token embeddings on their way in; not of the tied head.
       query_scale: factor of q · k; None for hd^-0.5.
+      attention: ``"einsum"``, ``"dot_product"`` or ``"splash"``: how whole sequences attend (``lm.attend``), no property of
+        the weights.
 
     Raises:
       DataError: a size is not positive, the head counts do not divide, or an option is unknown or of another length.
@@ -95,6 +97,7 @@ class LMConfig:
     activation: Literal["silu", "gelu_tanh"] = "silu"
     embed_scale: float = 1.0
     query_scale: float | None = None
+    attention: Literal["einsum", "dot_product", "splash"] = "einsum"
 
     def __post_init__(self) -> None:
         sizes = (
@@ -119,6 +122,8 @@ class LMConfig:
             raise DataError("rotary embedding needs an even head_dim", where="head_dim", why=f"{self.head_dim} is odd")
         if self.activation not in ("silu", "gelu_tanh"):
             raise DataError("unknown activation", where="activation", why=f"{self.activation!r}")
+        if self.attention not in ("einsum", "dot_product", "splash"):
+            raise DataError("unknown attention", where="attention", why=f"{self.attention!r}")
         if (self.windows and len(self.windows) != self.num_layers) or min(self.windows, default=0) < 0:
             raise DataError(
                 "the windows of a language model do not fit its layers",

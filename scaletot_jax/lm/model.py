@@ -30,9 +30,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+from scaletot_jax.lm.attend import by_kernel, dot_product
 from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.lm.remat import PROJECTION, checkpointed
 from scaletot_jax.lm.rope import Rotation, kind_of, rotary, rotate, scan_kinds, view_at, views
+from scaletot_jax.lm.splash import Tree
+from scaletot_jax.parallel.sharding import ShardingRules, constrain
 
 __all__ = ["attention", "block", "embed", "finish", "forward", "init_params", "rotary", "rotate", "unstack_layers"]
 
@@ -85,10 +90,12 @@ def forward(
     valid: jax.Array | None = None,
     positions: jax.Array | None = None,
     mask: jax.Array | None = None,
+    tree: Tree | None = None,
     lora: Mapping[str, jax.Array] | None = None,
     lora_scale: float = 1.0,
     collect_layers: tuple[int, ...] = (),
-    remat: bool = False,
+    remat: bool | str = False,
+    rules: ShardingRules | None = None,
 ) -> LMOutput:
     """Runs the model over whole sequences, without a cache.
 
@@ -100,9 +107,14 @@ def forward(
         not depend on it. Outputs at padding are finite and meaningless.
       positions: [B, T] int32; default the count of valid tokens before each.
       mask: [B, T, T] bool, row attends to column; replaces the causal mask. Padding stays excluded.
+      tree: what ``mask`` is, where it is that of a prompt with its chains, for ``config.attention == "splash"``, which
+        does not look at ``mask``; static under jit.
       lora: adapter of ``lm.lora.init``, added to the weights with ``lora_scale``.
       collect_layers: layers 1..L whose outputs are wanted; static under jit.
-      remat: recompute each layer in the backward pass, which keeps one [B, T, D] array a layer.
+      remat: what the backward pass of a layer computes again (``lm.remat``): none, full or dots; static under jit.
+      rules: with rules, the residual stream is split over the active mesh as ``batch``, ``tokens`` and ``activation``.
+        Without, XLA takes the split of the embedding's width over to the whole stream, and adds up partial products of
+        activations where it should gather weights.
 
     Returns:
       LMOutput.
@@ -118,22 +130,28 @@ def forward(
     if positions is None:
         positions = default_positions(valid)
     if mask is None:
-        mask = jnp.tril(jnp.ones((1, length, length), bool))
+        mask, tree = jnp.tril(jnp.ones((1, length, length), bool)), Tree(length)
     mask = mask & valid[:, None, :]
     seen = views(config, mask, positions)
+
+    def placed(x: jax.Array) -> jax.Array:
+        return x if rules is None else constrain(x, "batch", "tokens", "activation", rules=rules)
 
     def step(x: jax.Array, layer: Params, adapter: Params | None, kind: int | jax.Array | None) -> jax.Array:
         def run(x: jax.Array, layer: Params, adapter: Params | None) -> jax.Array:
             view = view_at(seen, kind)  # inside the checkpoint: a picked mask is made again, not kept for every layer
 
             def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-                return attention(q, k, v, view.mask), None
+                if config.attention == "splash":
+                    return by_kernel(config, q, k, v, valid, tree, rules), None
+                mix = attention if config.attention == "einsum" else dot_product
+                return mix(q, k, v, view.mask), None
 
-            return block(layer, config, x, view.rotation, attend, adapter, lora_scale)[0]
+            return placed(block(layer, config, x, view.rotation, attend, adapter, lora_scale)[0])
 
-        return (jax.checkpoint(run) if remat else run)(x, layer, adapter)
+        return checkpointed(run, remat)(x, layer, adapter)
 
-    x = embed(params, tokens, config)
+    x = placed(embed(params, tokens, config))
     states: dict[int, jax.Array] = {}
     if isinstance(params["layers"], Mapping):
         wanted = sorted(set(collect_layers))
@@ -265,7 +283,7 @@ def block(
         out = matmul(inputs, layer[name])
         if adapter is not None:
             out = out + adapter_scale * matmul(matmul(inputs, adapter[f"{name}_a"]), adapter[f"{name}_b"])
-        return out
+        return checkpoint_name(out, PROJECTION)
 
     def heads(inputs: jax.Array, name: str, count: int) -> jax.Array:
         out = project(inputs, name)

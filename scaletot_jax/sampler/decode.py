@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from scaletot_jax.lm import cache, head, model
 from scaletot_jax.lm.config import LMConfig
@@ -224,7 +225,9 @@ def _extend(params, config: LMConfig, token: jax.Array, running: jax.Array, slot
 def _write(ring: jax.Array, new: jax.Array, column: jax.Array, running: jax.Array) -> jax.Array:
     """One column of the ring, in place. A resting row keeps its own, which may still be adopted."""
     old = jax.lax.dynamic_slice_in_dim(ring, column, 1, axis=2)
-    return jax.lax.dynamic_update_slice(ring, jnp.where(running[:, None, None, None], new, old), (0, 0, column, 0))
+    ring = jax.lax.dynamic_update_slice(ring, jnp.where(running[:, None, None, None], new, old), (0, 0, column, 0))
+    # Left to itself the TPU compiler keeps the ring in another order inside the loop, and copies it at every step.
+    return with_layout_constraint(ring, Layout(major_to_minor=(0, 1, 2, 3)))
 
 
 def _partial(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,4 +1,4 @@
-"""Log-probabilities against float64 NumPy, their gradients, and the memory they take."""
+"""Log-probabilities and entropies against float64 NumPy, their gradients, their memory, and the same on a mesh."""
 
 import functools
 
@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scaletot_jax.errors import ConfigError
 from scaletot_jax.lm.config import LMConfig
-from scaletot_jax.lm.head import candidate_log_probs, logits, token_log_probs
+from scaletot_jax.lm.head import candidate_log_probs, logits, token_log_probs, token_statistics
+from scaletot_jax.parallel.mesh import make_mesh
+from scaletot_jax.parallel.sharding import ShardingRules
+from scaletot_jax.parallel.tpu.collectives import collectives
 
 N, D, V, A = 37, 8, 50, 4
 RNG = np.random.default_rng(2)
@@ -23,8 +27,8 @@ CANDIDATES[7] = -1
 USED = CANDIDATES >= 0
 
 
-def _config(tied):
-    return LMConfig(V, D, 4, 1, 1, 1, 2, tie_embeddings=tied)
+def _config(tied, words=V):
+    return LMConfig(words, D, 4, 1, 1, 1, 2, tie_embeddings=tied)
 
 
 def _params(tied, weight=WEIGHT):
@@ -132,20 +136,138 @@ def _shapes(value):
                     yield from _shapes(item)
 
 
-@pytest.mark.parametrize("what", ["tokens", "full", "candidates"])
+@pytest.mark.parametrize("what", ["tokens", "statistics", "full", "candidates"])
 def test_no_array_of_rows_times_vocabulary(what):
     """Read from the program itself, forward and backward: logits exist a chunk at a time, or not at all."""
-    rows, chunk, config = 96, 8, _config(True)
+    rows, chunk, words, columns, config = 96, 8, 300, 128, _config(True, 300)
     hidden, ids = jnp.ones((rows, D)), jnp.ones((rows, A), jnp.int32)
+    cut = {"chunk": chunk, "columns": columns}
 
     def loss(params, hidden):
         if what == "tokens":
-            return jnp.sum(token_log_probs(params, config, hidden, ids[:, 0], chunk=chunk))
-        return jnp.sum(candidate_log_probs(params, config, hidden, ids, normalise=what, chunk=chunk))
+            return jnp.sum(token_log_probs(params, config, hidden, ids[:, 0], **cut))
+        if what == "statistics":
+            return sum(jnp.sum(part) for part in token_statistics(params, config, hidden, ids[:, 0], **cut))
+        return jnp.sum(candidate_log_probs(params, config, hidden, ids, normalise=what, **cut))
 
-    for function in (loss, jax.value_and_grad(loss, (0, 1))):
-        shapes = set(_shapes(jax.make_jaxpr(function)(_params(True), hidden)))
-        assert max(np.prod(shape, dtype=int) for shape in shapes) < rows * V
-        assert ((chunk, V) in shapes) == (what != "candidates")
+    params = {"embed": jnp.ones((words, D))}
+    for wanted in (None, 1, (0, 1)):
+        function = loss if wanted is None else jax.value_and_grad(loss, wanted)
+        shapes = set(_shapes(jax.make_jaxpr(function)(params, hidden)))
+        assert max(np.prod(shape, dtype=int) for shape in shapes) <= max(words * D, rows * A * D)
+        assert ((chunk, columns) in shapes) == (what != "candidates")
+        assert not any(
+            len(shape) == 2 and min(shape) >= chunk and words in shape and D not in shape for shape in shapes
+        )
+        if wanted == 1 and what != "candidates":
+            assert (words, D) not in shapes, "the gradient of a frozen head is computed"
     naive = jax.make_jaxpr(lambda params, hidden: jax.nn.log_softmax(logits(params, config, hidden)))
-    assert (rows, V) in set(_shapes(naive(_params(True), hidden)))  # the reader of programs does see one
+    assert (rows, words) in set(_shapes(naive(params, hidden)))  # the reader of programs does see one
+
+
+# -- the fused form against the plain one --------------------------------------------------------------------------------
+
+WORDS = 300
+BIG_WEIGHT = RNG.normal(size=(WORDS, D)).astype(np.float32)
+BIG_IDS = RNG.integers(0, WORDS, (N, A))
+BIG_IDS[:, 0] = np.arange(N) * 8 % WORDS  # every chunk and every part of the vocabulary is asked for
+BIG_IDS[2:9, 1:] = -1
+COTANGENT = RNG.normal(size=(N, A)).astype(np.float32)
+
+
+def _plain(weight, hidden, softcap):
+    """Log-probabilities [N, A] and entropies [N] with all logits at once."""
+    scores = hidden @ weight.T
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    log_probs = jax.nn.log_softmax(scores)
+    return jnp.take_along_axis(log_probs, BIG_IDS.clip(0), axis=1), -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def _fused(weight, hidden, tied, softcap=None, **how):
+    config = _config(tied, WORDS)
+    params = {"embed": weight} if tied else {"embed": weight, "head": weight.T}
+    many = candidate_log_probs(params, config, hidden, BIG_IDS, normalise="full", softcap=softcap, **how)
+    one, entropy = token_statistics(params, config, hidden, jnp.asarray(BIG_IDS[:, 0]), softcap=softcap, **how)
+    return many, one, entropy
+
+
+def _objective(outputs):
+    many, one, entropy = outputs
+    chosen = jnp.sum(jnp.where(BIG_IDS >= 0, many * COTANGENT, 0.0))
+    return chosen + jnp.sum(one * COTANGENT[:, 1]) + jnp.sum(entropy * COTANGENT[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("tied", "softcap", "chunk", "columns"),
+    [(True, None, 16, 128), (False, None, 64, 128), (True, 3.0, 16, 256), (False, 3.0, N, WORDS)],
+)
+def test_fused_equals_naive(tied, softcap, chunk, columns):
+    """Rows that do not divide, a last chunk of columns that overlaps, unused places, values and gradients to 1e-5."""
+
+    def fused(weight, hidden):
+        outputs = _fused(weight, hidden, tied, softcap, chunk=chunk, columns=columns)
+        return _objective(outputs), outputs
+
+    def plain(weight, hidden):
+        many, entropy = _plain(weight, hidden, softcap)
+        return _objective((many, many[:, 0], entropy))
+
+    run = jax.jit(jax.value_and_grad(fused, (0, 1), has_aux=True))
+    (_, (many, one, entropy)), gradients = run(BIG_WEIGHT, HIDDEN)
+    expected, expected_entropy = _plain(BIG_WEIGHT.astype(np.float64), HIDDEN.astype(np.float64), softcap)
+    used = BIG_IDS >= 0
+    np.testing.assert_allclose(np.asarray(many)[used], np.asarray(expected)[used], atol=1e-5)
+    np.testing.assert_allclose(one, expected[:, 0], atol=1e-5)
+    np.testing.assert_allclose(entropy, expected_entropy, atol=1e-5)
+    for ours, theirs in zip(gradients, jax.jit(jax.grad(plain, (0, 1)))(BIG_WEIGHT, HIDDEN)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_gives_float32_statistics():
+    config, params = _config(True, WORDS), {"embed": jnp.asarray(BIG_WEIGHT, jnp.bfloat16)}
+    ids = jnp.asarray(BIG_IDS[:, 0])
+    logps, entropy = token_statistics(params, config, jnp.asarray(HIDDEN), ids, chunk=16, columns=128)
+    assert logps.dtype == entropy.dtype == jnp.float32
+    expected, expected_entropy = _plain(BIG_WEIGHT, HIDDEN, None)
+    np.testing.assert_allclose(logps, expected[:, 0], atol=0.1)
+    np.testing.assert_allclose(entropy, expected_entropy, atol=0.1)
+    by_weight = jax.grad(lambda w: jnp.sum(token_log_probs({"embed": w}, config, HIDDEN, ids, chunk=16)))
+    assert by_weight(params["embed"]).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("tied", "mesh", "rules", "repeats"),
+    [
+        (True, dict(fsdp=8), ShardingRules(), 1),  # parts of the width are exchanged for parts of the vocabulary
+        (False, dict(data=2, fsdp=2, tensor=2), ShardingRules(), 16),  # more rows than columns: the weight is gathered
+        (False, dict(data=2, fsdp=2, tensor=2), ShardingRules(batch=("data",)), 1),
+    ],
+)
+def test_on_a_mesh_equals_one_device(tied, mesh, rules, repeats):
+    """Values and gradients with rows and columns that do not divide; no communication inside a loop."""
+    config, ids = _config(tied, WORDS), jnp.tile(jnp.asarray(BIG_IDS), (repeats, 1))
+
+    def loss(weight, hidden, rules=None):
+        hidden = jnp.tile(hidden, (repeats, 1))
+        params = {"embed": weight} if tied else {"embed": weight, "head": weight.T}
+        few = candidate_log_probs(params, config, hidden, ids, normalise="candidates", rules=rules, chunk=16)
+        one, entropy = token_statistics(params, config, hidden, ids[:, 0], chunk=16, columns=128, rules=rules)
+        weights = jnp.cos(jnp.arange(len(one)))
+        used = jnp.sum(jnp.where(ids >= 0, few * weights[:, None], 0.0))
+        return used + jnp.sum((one + entropy) * weights), (few, one, entropy)
+
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(BIG_WEIGHT, HIDDEN)
+    with jax.set_mesh(make_mesh(**mesh)):
+        run = jax.jit(jax.value_and_grad(functools.partial(loss, rules=rules), (0, 1), has_aux=True))
+        compiled = run.lower(BIG_WEIGHT, HIDDEN).compile()
+        found = compiled(BIG_WEIGHT, HIDDEN)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-5)
+    listed = collectives(compiled.as_text())
+    assert listed and not [one for one in listed if one.depth], "communication inside a loop of the head"
+
+
+def test_rules_without_a_mesh_are_refused():
+    with pytest.raises(ConfigError, match="without a mesh"):
+        token_log_probs(_params(True), _config(True), HIDDEN, TARGETS, rules=ShardingRules())

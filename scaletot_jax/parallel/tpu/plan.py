@@ -1,0 +1,94 @@
+"""``scaletot plan --target v5e-16 [--compile]``: what the steps of a configuration need on a TPU slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scaletot_jax.errors import ConfigError
+from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.parallel.tpu.ahead import compile_ahead
+from scaletot_jax.parallel.tpu.analytic import analytic_bytes
+from scaletot_jax.parallel.tpu.programs import Workload
+from scaletot_jax.parallel.tpu.report import show
+from scaletot_jax.parallel.tpu.topology import GIB, Target
+
+
+def workloads(config: Mapping[str, Any], prompt: int, chain: int, where: Target) -> list[Workload]:
+    """SFT, OSIPO and the sampler with the batches of a configuration, on all chips of a slice.
+
+    A mesh of one device becomes one that splits the weights over all chips, ``fsdp`` = chips. Rows that do not divide among the chips are raised to the next number that does.
+
+    Args:
+      config: the whole configuration. prompt, chain: padded lengths.
+
+    Raises:
+      ConfigError: the mesh of the configuration does not divide the slice.
+    """
+    mesh, student = config["mesh"], config["student"]
+    fsdp, tensor = mesh["fsdp"], mesh["tensor"]
+    data = mesh["data"] or where.chips // (fsdp * tensor)
+    if data * fsdp * tensor == 1:
+        fsdp = where.chips  # a mesh that nobody chose
+    if data * fsdp * tensor != where.chips:
+        raise ConfigError(
+            "the mesh does not fill the slice",
+            where="mesh",
+            why=f"data={data} × fsdp={fsdp} × tensor={tensor} of {where.chips} chips ({where.name})",
+            do="set mesh.data=0, and mesh.fsdp and mesh.tensor to what divides the number of chips",
+        )
+    attention = config["lm"]["attention"]
+    common: dict[str, Any] = dict(
+        data=data,
+        fsdp=fsdp,
+        tensor=tensor,
+        prompt=prompt,
+        length=chain,
+        rank=student["lora_rank"],
+        compute_dtype=student["compute_dtype"],
+        attention="dot_product" if attention == "auto" else attention,
+    )
+    sft, osipo = config["sft"], config["osipo"]
+
+    def rows(wanted: int, accumulate: int) -> int:
+        unit = data * fsdp * accumulate
+        return -(-wanted // unit) * unit
+
+    trained = "full_sft" if student["trainable"] == "full" else "sft"
+    return [
+        Workload(
+            trained,
+            rows=rows(sft["batch_size"], sft["accumulate"]),
+            chains=config["teacher"]["beam"],
+            remat=sft["remat"],
+            accumulate=sft["accumulate"],
+            **common,
+        ),
+        Workload(
+            "osipo",
+            rows=rows(osipo["prompts"], osipo["accumulate"]),
+            chains=osipo["rollouts"],
+            remat=osipo["remat"],
+            accumulate=osipo["accumulate"],
+            **common,
+        ),
+        Workload("decode", rows=rows(osipo["prompts"], 1), chains=osipo["rollouts"], **common),
+    ]
+
+
+def plan_target(works: list[Workload], config: LMConfig, where: Target, *, compile: bool) -> Iterator[str]:
+    """Lines for people, one program after another: the arithmetic first, then the compiler's word where it is asked."""
+    hbm = where.generation.hbm / GIB
+    yield f"\ntarget {where.name}: {where.chips} chips as {where.topology}, {hbm:.2f} GiB each"
+    for work in works:
+        parts = {name: size / GIB for name, size in analytic_bytes(work, config).items()}
+        said = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        yield (
+            f"{work.program}, {work.rows} rows of {work.tokens // work.rows} tokens on data={work.data} × "
+            f"fsdp={work.fsdp} × tensor={work.tensor}: about {sum(parts.values()):.2f} GiB a chip by arithmetic ({said})"
+        )
+    if not compile:
+        yield "  --compile asks the TPU compiler, which takes minutes"
+        return
+    for work in works:
+        yield show(compile_ahead(work, config, where), work, config, where)
