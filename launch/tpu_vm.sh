@@ -23,6 +23,8 @@ options
   --valid-until TIME   give up waiting after this long, e.g. 6h (create)
   --bucket URL         gs://bucket/folder that keeps this run's workdir (run)
   --config FILE        a recipe inside the repository, e.g. configs/complete_journey.py (run)
+  --workdir DIR        where the run directory lies on the workers; a slice of several hosts needs one on a disk that all
+                       of them mount, such as Filestore (run)
   --yes                delete without asking
   --dry-run            print the exact commands and run nothing; needs no gcloud
   -- --config.key=value ...   overrides for the recipe (run)
@@ -34,9 +36,9 @@ example, a v5e-16:
   launch/tpu_vm.sh status --name scaletot-1 --zone us-west4-a
   launch/tpu_vm.sh delete --name scaletot-1 --zone us-west4-a
 
-The workdir lives on each worker's disk. `run` fetches it from the bucket first, so a run that lost its VM goes on from
-the last finished stage; worker 0 sends it back after every stage. Every worker runs the same program: at present the
-stages compute on one host, so more hosts bring no speed yet.
+`run` fetches the workdir from the bucket first, so a run that lost its VM goes on from where it was sent last; worker 0
+sends it after every stage. On several hosts every worker runs the same program and all see one workdir: SFT and OSIPO
+use every chip (--config.mesh.data=0), the other stages run on worker 0 while the others wait.
 
 exit codes: 0 done, 2 a wrong argument (nothing was run), 5 gcloud or git is missing, else gcloud's own.
 TEXT
@@ -63,7 +65,7 @@ check() { # option, value, grammar, example
 
 # -- arguments ----------------------------------------------------------------------------------------------------------
 
-name='' zone='' project='' type='' runtime='' spot='' valid_until='' bucket='' config='' yes='' dry_run=''
+name='' zone='' project='' type='' runtime='' spot='' valid_until='' bucket='' config='' workdir='' yes='' dry_run=''
 overrides=()
 
 subcommand=${1:-}
@@ -76,7 +78,7 @@ esac
 
 while (($#)); do
   case $1 in
-    --name | --zone | --project | --type | --runtime | --valid-until | --bucket | --config)
+    --name | --zone | --project | --type | --runtime | --valid-until | --bucket | --config | --workdir)
       (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
       variable=${1#--}
       printf -v "${variable//-/_}" '%s' "$2"
@@ -118,6 +120,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ $subcommand == run ]]; then
   check --bucket "$bucket" 'gs://[a-z0-9][-._a-z0-9]{1,61}[a-z0-9](/[A-Za-z0-9_][-.A-Za-z0-9_]*)*' gs://my-bucket/runs/first
   check --config "$config" '([A-Za-z0-9_][-.A-Za-z0-9_]*/)*[A-Za-z0-9_][-.A-Za-z0-9_]*\.py' configs/complete_journey.py
+  [[ -z "$workdir" ]] || check --workdir "$workdir" '(/[A-Za-z0-9_][-.A-Za-z0-9_]*)+' /mnt/filestore/scaletot-1
   [[ -f "$config" ]] || refuse "--config $config does not exist" 'the recipe is copied with the code, so it lies in the repository'
   for override in "${overrides[@]+"${overrides[@]}"}"; do
     [[ "$override" =~ ^--config\.[a-z_0-9]+(\.[a-z_0-9]+)*=[^[:cntrl:]]*$ ]] ||
@@ -180,7 +183,9 @@ case $subcommand in
     ;;
   run)
     sync_code
-    on_workers "$(quote bash scaletot/launch/tpu_worker.sh start "$bucket" "$config" "${overrides[@]+"${overrides[@]}"}")"
+    place=()
+    [[ -z "$workdir" ]] || place=(env "SCALETOT_WORKDIR=$workdir")
+    on_workers "$(quote "${place[@]+"${place[@]}"}" bash scaletot/launch/tpu_worker.sh start "$bucket" "$config" "${overrides[@]+"${overrides[@]}"}")"
     ;;
   status)
     if [[ -n "$dry_run" ]]; then

@@ -4,15 +4,20 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 home=$HOME/scaletot-run # everything of the run: workdir/, log, pid, exit
+workdir=${SCALETOT_WORKDIR:-$home/workdir}
 environment=$HOME/scaletot-venv
 stages=(prepare teach sft osipo distill score evaluate report)
 
 running() { [[ -f $home/pid && ! -f $home/exit ]] && kill -0 "$(<"$home/pid")" 2>/dev/null; }
 
-worker_number() { # 0 on the worker that keeps the bucket up to date
+metadata() { # name of an attribute of this worker
   curl --silent --show-error --fail --header 'Metadata-Flavor: Google' \
-    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
+
+worker_number() { metadata agent-worker-number; } # 0 on the worker that keeps the bucket up to date
+
+several() { [[ $(metadata worker-network-endpoints) == *,* ]]; } # whether the slice has more hosts than this one
 
 make_environment() { # TPU images bring Python 3.10; the package needs 3.11
   local python
@@ -39,16 +44,19 @@ setup() { # idempotent: redone only when the requirements changed
 }
 
 send() { # stage.json last, so that the bucket never shows a stage as finished before its files are there
-  gcloud storage rsync --recursive --exclude='.*stage\.json$' "$home/workdir" "$1"
-  gcloud storage rsync --recursive "$home/workdir" "$1"
+  gcloud storage rsync --recursive --exclude='.*stage\.json$' "$workdir" "$1"
+  gcloud storage rsync --recursive "$workdir" "$1"
 }
 
 work() { # runs in the background: stage after stage, the bucket brought up to date between them
-  local bucket=$1 config=$2 stage code=0 number
+  local bucket=$1 config=$2 stage code=0 number group=()
   shift 2
+  # A machine that is taken away sends SIGTERM to all: scaletot saves and exits with 75, and this shell lives to send it.
+  trap 'echo "told to stop"' TERM
   number=$(worker_number)
+  if several; then group=(--coordinator auto); fi # one program on all hosts, which find each other
   for stage in "${stages[@]}"; do
-    "$environment/bin/scaletot" "$stage" --config "$config" --workdir "$home/workdir" "$@" || code=$?
+    "$environment/bin/scaletot" "$stage" --config "$config" --workdir "$workdir" "${group[@]+"${group[@]}"}" "$@" || code=$?
     if [[ $number == 0 ]]; then send "$bucket"; fi
     ((code == 0)) || break
   done
@@ -63,10 +71,14 @@ start() {
     echo "start: already running, process $(<"$home/pid")"
     return
   fi
-  mkdir -p "$home/workdir"
+  if [[ -z ${SCALETOT_WORKDIR:-} ]] && several; then
+    echo 'start: this slice has several hosts, which need one run directory; pass tpu_vm.sh run --workdir DIR, on a disk that all mount' >&2
+    exit 2
+  fi
+  mkdir -p "$home" "$workdir"
   rm -f "$home/exit"
-  if gcloud storage ls "$bucket/" >/dev/null 2>&1; then
-    gcloud storage rsync --recursive "$bucket" "$home/workdir"
+  if [[ $(worker_number) == 0 || -z ${SCALETOT_WORKDIR:-} ]] && gcloud storage ls "$bucket/" >/dev/null 2>&1; then
+    gcloud storage rsync --recursive "$bucket" "$workdir"
   fi
   nohup setsid bash launch/tpu_worker.sh work "$@" >>"$home/log" 2>&1 </dev/null &
   printf '%s\n' "$!" >"$home/pid"

@@ -48,6 +48,7 @@ def default_config() -> ConfigDict:
     config.lm.weights = "smollm2"  # smollm2 | a .gguf file | a Hugging Face directory
     config.lm.chain_spec = ""  # a chain specification file or built-in name; empty: the data set's own
     config.lm.max_profile_tokens = 120
+    config.lm.attention = "auto"  # auto (by the backend) | einsum | dot_product | splash (TPU), see lm/attend.py
 
     # teacher
     config.teacher = ConfigDict()
@@ -60,7 +61,9 @@ def default_config() -> ConfigDict:
     config.teacher.paraphrases = 2
     config.teacher.beam = 2
     config.teacher.candidates = 3
-    config.teacher.refine_quantile = 0.95  # threshold of u, per slot, from the pilot; .95 by benchmarks/teacher_ablation.py
+    config.teacher.refine_quantile = (
+        0.95  # threshold of u, per slot, from the pilot; .95 by benchmarks/teacher_ablation.py
+    )
     config.teacher.guide = "both"  # what u is made of: both | entropy | disagreement
     config.teacher.min_gain = 0.05
     config.teacher.max_refined_nodes = 3
@@ -89,6 +92,12 @@ def default_config() -> ConfigDict:
     # student
     config.student = ConfigDict()
     config.student.num_layers = 0  # 0: all; else the first layers, calibrated to the model's own head
+    config.student.trainable = (
+        "lora"  # what SFT trains: lora | full (all parameters; OSIPO then trains adapters on them)
+    )
+    config.student.compute_dtype = (
+        "float32"  # of matrix products in SFT and OSIPO: float32 | bfloat16; masters are float32
+    )
     config.student.lora_rank = 16
     config.student.lora_alpha = 32.0
 
@@ -99,14 +108,25 @@ def default_config() -> ConfigDict:
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
 
+    config.checkpoint = ConfigDict()  # of SFT and OSIPO; changes no result, so it may differ between restarts
+    config.checkpoint.keep = 2  # the newest
+    config.checkpoint.keep_best = 1  # besides them, those with the lowest evaluation loss, where one is measured
+    config.checkpoint.asynchronous = True  # written while the training goes on
+
     config.sft = ConfigDict()
     config.sft.epochs = 2
     config.sft.batch_size = 8
+    config.sft.accumulate = 1  # micro-batches a step: the same loss and gradient in as many times less memory
+    config.sft.remat = "dots"  # what the backward pass computes again: none | dots (attention) | full (whole layers)
     config.sft.learning_rate = 1e-3
+    config.sft.schedule = "cosine"  # after the warm-up: constant | linear | cosine, the latter two to a tenth
     config.sft.warmup_steps = 5
     config.sft.weight_decay = 0.0
     config.sft.clip_norm = 1.0
     config.sft.answer_weight = 1.0
+    config.sft.eval_fraction = (
+        0.0  # of the teacher's profiles, kept out of SFT; their loss is logged at every checkpoint
+    )
     config.sft.checkpoint_every = 10
 
     config.osipo = ConfigDict()
@@ -114,8 +134,12 @@ def default_config() -> ConfigDict:
     config.osipo.prompts = 8
     config.osipo.rollouts = 8
     config.osipo.temperature = 1.0
+    config.osipo.accumulate = 1  # micro-batches of prompts in each pass of an update
+    config.osipo.remat = "dots"  # as sft.remat
     config.osipo.learning_rate = 1e-4
     config.osipo.reward_learning_rate = 1e-4
+    config.osipo.schedule = "cosine"  # as sft.schedule, of both rates
+    config.osipo.warmup_steps = 0  # of both rates
     config.osipo.warmup_updates = 2  # first updates, with process weight 0: the reward model has learnt nothing yet
     config.osipo.process_weight = 0.1
     config.osipo.gamma = 0.0
@@ -131,6 +155,7 @@ def default_config() -> ConfigDict:
     config.osipo.clip_norm = 1.0
     config.osipo.checkpoint_every = 1
     config.osipo.kl_limit = 16.0  # nats a chain from the SFT policy; beyond it the process weight stays 0
+    config.osipo.auc_pairs = 2000  # pairs of chains after which the process signal must be better than chance
     config.osipo.eval_chains = 2  # chains a held-out profile, whose answers are averaged
     config.osipo.eval_profiles = 200  # held-out profiles of the validation split for the student's RPS
 
@@ -174,11 +199,16 @@ def default_config() -> ConfigDict:
 _CHOICES = {
     "data.name": ("complete_journey", "oulad", "kuairand_pure", "synthetic", "parquet"),
     "data.profile_fields": ("static", "static+early"),
+    "lm.attention": ("auto", "einsum", "dot_product", "splash"),
     "teacher.answer": ("direct", "chain", "pooled"),
     "teacher.scoring": ("auto", "trie", "full"),
     "teacher.guide": ("both", "entropy", "disagreement"),
     "teacher.backend": ("local", "served"),
     "teacher.served.api": ("completions", "chat"),
+    "student.trainable": ("lora", "full"),
+    "student.compute_dtype": ("float32", "bfloat16"),
+    **{f"{stage}.remat": ("none", "dots", "full") for stage in ("sft", "osipo")},
+    **{f"{stage}.schedule": ("constant", "linear", "cosine") for stage in ("sft", "osipo")},
     "osipo.ratio": ("segment", "token", "sequence"),
     "osipo.aggregation": ("segment_mean", "token_mean", "sequence_mean", "constant"),
 }
@@ -205,15 +235,17 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **{f"student.{name}": kind for name, kind in (("lora_rank", _COUNT), ("lora_alpha", _ABOVE_0))},
     "mesh.data": _FROM_0,
     **{f"mesh.{name}": _COUNT for name in ("fsdp", "tensor")},
-    **{f"sft.{name}": _COUNT for name in ("epochs", "batch_size", "checkpoint_every")},
+    **{f"checkpoint.{name}": kind for name, kind in (("keep", _COUNT), ("keep_best", _FROM_0))},
+    **{f"sft.{name}": _COUNT for name in ("epochs", "batch_size", "accumulate", "checkpoint_every")},
+    "sft.eval_fraction": (0, 0.9, False),
     **{f"sft.{name}": _ABOVE_0 for name in ("learning_rate", "clip_norm")},
     **{f"sft.{name}": _FROM_0 for name in ("warmup_steps", "weight_decay", "answer_weight")},
-    **{f"osipo.{name}": _COUNT for name in ("updates", "prompts", "rollouts", "checkpoint_every")},
-    **{f"osipo.{name}": _COUNT for name in ("eval_profiles", "eval_chains")},
+    **{f"osipo.{name}": _COUNT for name in ("updates", "prompts", "rollouts", "accumulate", "checkpoint_every")},
+    **{f"osipo.{name}": _COUNT for name in ("auc_pairs", "eval_profiles", "eval_chains")},
     **{f"osipo.{name}": _ABOVE_0 for name in ("temperature", "learning_rate", "reward_learning_rate", "beta")},
     **{f"osipo.{name}": _ABOVE_0 for name in ("min_scale", "clip_norm", "kl_limit")},
     **{f"osipo.{name}": _FROM_0 for name in ("warmup_updates", "process_weight", "kl_weight", "clip_high")},
-    **{f"osipo.{name}": _FROM_0 for name in ("answer_weight", "sft_weight")},
+    **{f"osipo.{name}": _FROM_0 for name in ("warmup_steps", "answer_weight", "sft_weight")},
     **{f"osipo.{name}": _SHARE_FROM_0 for name in ("gamma", "clip_low")},
     **{f"distill.{name}": _COUNT for name in ("num_profiles", "chains", "dim", "whiten_dim", "width", "steps")},
     **{f"distill.{name}": _COUNT for name in ("batch_size", "checkpoint_every")},
@@ -356,6 +388,13 @@ def validate(config: ConfigDict) -> None:
             where="teacher.pilot_profiles",
             why=f"{flat['teacher.pilot_profiles']} > teacher.num_profiles = {flat['teacher.num_profiles']}",
         )
+    for rows, parts in (("sft.batch_size", "sft.accumulate"), ("osipo.prompts", "osipo.accumulate")):
+        if flat[rows] % flat[parts]:
+            raise ConfigError(
+                "a batch cannot be split into micro-batches of equal size",
+                where=parts,
+                why=f"{rows} = {flat[rows]} is not a multiple of {flat[parts]}",
+            )
     if flat["teacher.backend"] == "served":
         served.check(config.teacher.served.to_dict(), scoring=flat["teacher.scoring"])
     if flat["data.name"] == "parquet" and not (flat["data.path"] and flat["data.schema"]):

@@ -54,3 +54,15 @@ class ResourceError(ScaleToTError):
     """The machine ran out of something: disk, memory, time or budget."""
 
     exit_code = 5
+
+
+class LeakError(ScaleToTError):
+    """An audit found that a figure of a run cannot be believed: a label, an identifier or a user is where it must not be."""
+
+    exit_code = 7
+
+
+class PreemptedError(ScaleToTError):
+    """The machine is to be taken away; the work is saved and the same command continues it."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -1,7 +1,8 @@
 """Files written whole or not at all: JSON, Parquet, safetensors, and their hashes.
 
 Every write goes to a temporary file beside the target, is synced and renamed over it; a full disk is a
-:class:`~scaletot_jax.errors.ResourceError` that says what to do. No pickle anywhere.
+:class:`~scaletot_jax.errors.ResourceError` that says what to do. No pickle anywhere. Where several processes run the same
+program, the first alone writes: in the others the ``write_`` functions do nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from scaletot_jax.errors import DataError, ResourceError
+from scaletot_jax.parallel.distributed import leads
 
 
 @contextlib.contextmanager
@@ -64,6 +66,8 @@ def sync_directory(path: Path) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
+    if not leads():
+        return
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -90,6 +94,8 @@ def write_table(path: str | Path, table) -> None:
     """
     import pyarrow.parquet as pq
 
+    if not leads():
+        return
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=1 << 16)
 

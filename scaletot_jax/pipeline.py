@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from scaletot_jax.config import validate
 from scaletot_jax.errors import StaleRunError
+from scaletot_jax.parallel import distributed
 from scaletot_jax.run import STAGES, Run, Stage
 
 # Stage modules are imported when they run: `prepare` must not wait for jax, `report` not for orbax.
@@ -24,11 +25,25 @@ _MODULES = {
     "report": "scaletot_jax.evaluation.report",
 }
 assert tuple(_MODULES) == STAGES
+_DIVIDED = ("sft", "osipo")  # stages that all processes run together
 
 
 def run_stage(run: Run, name: str) -> Stage:
-    """Runs one stage, or returns at once when its finished result lies in the run directory."""
-    return getattr(importlib.import_module(_MODULES[name]), name)(run)
+    """Runs one stage, or returns at once when its finished result lies in the run directory.
+
+    Of several processes the first runs a stage that is not divided, while the others wait.
+    """
+
+    def stage() -> Stage:
+        return getattr(importlib.import_module(_MODULES[name]), name)(run)
+
+    if distributed.count() == 1 or name in _DIVIDED:
+        return stage()
+    if distributed.leads():
+        with distributed.alone():
+            stage()
+    distributed.barrier(name)
+    return run.finished(name)
 
 
 def run_all(

@@ -8,6 +8,7 @@ but in the quickstart, and said so.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -72,6 +73,8 @@ class Plan(NamedTuple):
     rates: Rates
     stages: list[StagePlan]
     served: Estimate | None = None  # of a served teacher
+    model: Any = None  # the language model's configuration
+    padded: tuple[int, int] = (0, 0)  # lengths of a prompt and of a chain in the student's steps
 
 
 def plan(config: ConfigDict, workdir: str | Path) -> Plan:
@@ -101,6 +104,8 @@ def plan(config: ConfigDict, workdir: str | Path) -> Plan:
         rates=rates,
         stages=stages,
         served=served,
+        model=lm.config,
+        padded=(lengths.prompt, lengths.chain),
     )
 
 
@@ -238,6 +243,7 @@ def _stages(
     rates: Rates,
     served: Estimate | None = None,
 ) -> list[StagePlan]:
+    from scaletot_jax.lm.remat import kept_bytes
     from scaletot_jax.teacher.cost import plan_cost
     from scaletot_jax.teacher.teach import distinct_profiles
 
@@ -251,13 +257,15 @@ def _stages(
 
     weights = sum(np.size(leaf) for leaf in _leaves(lm.params)) * 4 / GIB
     depth = (config["student"]["num_layers"] or lm.config.num_layers) / lm.config.num_layers
-    width, forward_width = lm.config.hidden_size, lm.config.intermediate_size
+    width = lm.config.hidden_size
     base = 0.7  # interpreter, jax and compiled programs
 
-    def activations(rows: int, length: int) -> float:
-        """GiB that a backward pass keeps: 6 D + 3 F + 4 H T floats a token and layer, the last for attention's scores."""
-        floats = 6 * width + 3 * forward_width + 4 * lm.config.num_heads * length
-        return rows * length * depth * lm.config.num_layers * floats * 4 / GIB
+    layers = round(depth * lm.config.num_layers)
+    shape = dataclasses.replace(lm.config, num_layers=layers, windows=lm.config.windows[:layers])
+
+    def activations(section: Mapping[str, Any], prompts: int, length: int) -> float:
+        """GiB that the backward pass of one micro-batch holds."""
+        return kept_bytes(shape, prompts // section["accumulate"], length, section["remat"]) / GIB
 
     rows = []
 
@@ -286,7 +294,10 @@ def _stages(
     examples = reasoned * teacher["beam"]
     sft_tokens = examples * config["sft"]["epochs"] * length
     several = lengths.prompt + teacher["beam"] * lengths.chain  # a prompt packed with its chains
-    sft_memory = base + weights * (0.5 + depth) + activations(config["sft"]["batch_size"], several)
+    # All parameters: the master copy with its gradient and two moments. An adapter's share does not show.
+    full = config["student"]["trainable"] == "full"
+    sft_memory = base + weights * (0.5 + (4 if full else 1) * depth)
+    sft_memory += activations(config["sft"], config["sft"]["batch_size"], several)
     texts = min(config["student"]["exit_texts"], reasoned)
     calibration = texts * length / rates.teacher if config["student"]["num_layers"] else 0.0
     add(
@@ -296,14 +307,14 @@ def _stages(
         sft_tokens,
         2 * COMPILE_S + calibration + sft_tokens / rates.training + 2 * evaluation,
         sft_memory,
-        40,
+        40 + full * weights * depth * 1024 * (1 + 3 * (config["checkpoint"]["keep"] + 1)),
     )
     together = lengths.prompt + osipo["rollouts"] * lengths.chain
     packed, replayed = osipo["prompts"] * together, osipo["prompts"] * several
     decoded = osipo["prompts"] * osipo["rollouts"] * lengths.chain
     update = (2 * packed + replayed) / rates.training + packed / rates.student + decoded / rates.decode
-    # Policy and reward model are differentiated in one program, which holds both and the replay of teacher chains.
-    osipo_memory = 2 * activations(osipo["prompts"], together) + activations(osipo["prompts"], several)
+    # Policy, reward model and replay are passes one after another: the largest counts.
+    osipo_memory = max(activations(osipo, osipo["prompts"], tokens) for tokens in (together, several))
     add(
         "osipo",
         f"{osipo['updates']:,} updates x {osipo['prompts']} users x {osipo['rollouts']} chains",

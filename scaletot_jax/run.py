@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from scaletot_jax.errors import DataError, OutdatedStageError, StaleRunError
 from scaletot_jax.files import disk_errors, fingerprint, plain, read_json, sha256_file, sync_directory, write_json
+from scaletot_jax.parallel.distributed import barrier, check_same, check_shared, leads
 
 FORMAT = 1  # raise it when a stage's artifacts change shape or meaning
 STAGES = ("prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report")
@@ -81,6 +82,12 @@ class Stage:
 
     def finish(self, artifacts: Sequence[str], summary: Mapping[str, Any] | None = None) -> None:
         """Records the stage as done. ``artifacts``: file names in the folder, hashed now and checked at every reuse."""
+        if leads():
+            self._record(artifacts, summary)
+        barrier(f"finish {self.name}")
+        self.done = True
+
+    def _record(self, artifacts: Sequence[str], summary: Mapping[str, Any] | None) -> None:
         listed = {}
         for name in artifacts:
             path = self.path(name)
@@ -94,11 +101,10 @@ class Stage:
             "summary": dict(summary or {}),
         }
         write_json(self.path("stage.json"), record)
-        self.done = True
 
 
 class Run:
-    """A run directory opened by one process.
+    """A run directory opened by one process, or by all processes of a group, of which the first writes and locks.
 
     Args:
       workdir: the folder; made where absent.
@@ -117,7 +123,10 @@ class Run:
         with disk_errors(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
         if lock:
-            self._acquire()
+            check_shared(self.workdir)
+            if leads():
+                self._acquire()
+            barrier("lock")
 
     def _acquire(self) -> None:
         path = self.workdir / ".lock"
@@ -168,7 +177,9 @@ class Run:
         }
         identity = json.loads(json.dumps(identity, default=plain))
         stage = Stage(name, self.workdir / name, identity)
-        self._check_owner(stage)
+        if leads():
+            self._check_owner(stage)
+        check_same(stage.fingerprint, f"stage '{name}'")  # which the others open after the first has
         stage.done = self._is_done(stage)
         self._finished.pop(name, None)
         return stage

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scaletot_jax.files import disk_errors, write_bytes
+from scaletot_jax.parallel.distributed import leads
 
 
 class StepLog:
     """A JSON-lines log of training steps that survives a kill without doubled or torn lines.
 
-    On opening, lines beyond ``keep_through`` (the step of the restored checkpoint) and a torn last line are dropped.
+    On opening, lines beyond ``keep_through`` (the step of the restored checkpoint) and a torn last line are dropped. Of
+    several processes the first alone writes.
     """
 
     def __init__(self, path: str | Path, *, keep_through: int):
@@ -22,7 +25,7 @@ class StepLog:
         kept = [row for row in read_steps(self.path) if row["step"] <= keep_through]
         text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in kept)
         write_bytes(self.path, text.encode())
-        self._handle = open(self.path, "a")
+        self._handle = open(self.path if leads() else os.devnull, "a")
 
     def append(self, step: int, **values: float) -> None:
         row = {"step": int(step), **{key: _finite(value) for key, value in values.items()}}

@@ -91,7 +91,7 @@ def results(workdir: Path) -> dict[str, str]:
         path
         for kind in kinds
         for path in workdir.rglob(kind)
-        if path.name != "timing.json"
+        if path.stem != "timing"
         and not any(part.startswith((".", "checkpoint", "tfds")) for part in path.relative_to(workdir).parts)
     }
     return {str(path.relative_to(workdir)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found)}

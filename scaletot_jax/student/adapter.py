@@ -14,6 +14,7 @@ import optax
 from scaletot_jax.files import read_arrays, write_arrays
 
 Adapter = dict[str, jax.Array]
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 class TrainState(NamedTuple):
@@ -31,20 +32,55 @@ class TrainState(NamedTuple):
 
 
 def adamw(
-    learning_rate: float, *, steps: int, warmup: int, weight_decay: float, clip_norm: float
+    learning_rate: float,
+    *,
+    steps: int,
+    warmup: int,
+    weight_decay: float,
+    clip_norm: float,
+    schedule: str = "cosine",
+    decayed: Any = None,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) behind global-norm clipping, with linear warm-up and cosine decay to a tenth.
+    """AdamW (arXiv 1711.05101) behind global-norm clipping, on a schedule of :func:`rates`.
 
     Args:
       learning_rate: the peak.
-      steps: updates in all; the schedule stays at its end value afterwards.
+      steps, warmup, schedule: see :func:`rates`.
+      decayed: tree of bools like the weights, which of them decay; None: all.
+    """
+    rate = rates(learning_rate, steps=steps, warmup=warmup, schedule=schedule)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(rate, weight_decay=weight_decay, mask=decayed))
+
+
+def rates(learning_rate: float, *, steps: int, warmup: int, schedule: str) -> optax.Schedule:
+    """Linear warm-up from ``learning_rate / (warmup + 1)`` to the peak, then the schedule.
+
+    ``"constant"`` stays at the peak, ``"linear"`` and ``"cosine"`` fall to a tenth of it at the last update and stay there.
+
+    Args:
+      learning_rate: the peak.
+      steps: updates in all.
       warmup: updates of linear warm-up, at most ``steps − 1``.
+
+    Raises:
+      ValueError: another schedule.
     """
     warmup = max(0, min(warmup, steps - 1))
-    schedule = optax.warmup_cosine_decay_schedule(
-        learning_rate / (warmup + 1), learning_rate, warmup, max(steps, warmup + 1), end_value=learning_rate / 10
-    )
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
+    first, last, end = learning_rate / (warmup + 1), learning_rate / 10, max(steps, warmup + 1)
+    if schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(first, learning_rate, warmup, end, end_value=last)
+    if schedule == "linear":
+        falling = optax.linear_schedule(learning_rate, last, end - warmup)
+    elif schedule == "constant":
+        falling = optax.constant_schedule(learning_rate)
+    else:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    return optax.join_schedules([optax.linear_schedule(first, learning_rate, warmup), falling], [warmup])
+
+
+def cast(weights: Any, dtype: Any) -> Any:
+    """The adapter in the dtype it is multiplied in; its gradient comes back in the dtype it was given in."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
 
 
 def start(lora: Mapping[str, jax.Array], optimizer: optax.GradientTransformation) -> TrainState:

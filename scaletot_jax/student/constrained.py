@@ -24,6 +24,7 @@ import numpy as np
 from scaletot_jax.chains.grammar import CompiledChain
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.head import candidate_log_probs
+from scaletot_jax.parallel.sharding import ShardingRules
 from scaletot_jax.student.free_text import FreeText, free_text, text_log_probs, writes
 
 _LOW = -1e30  # log-probability of an alternative that is not there; finite, so that gradients stay finite
@@ -88,7 +89,13 @@ class TokenLogProbs(NamedTuple):
 
 
 def alternative_log_probs(
-    params: Mapping[str, Any], config: LMConfig, hidden: jax.Array, candidates: jax.Array, *, chunk: int = 1024
+    params: Mapping[str, Any],
+    config: LMConfig,
+    hidden: jax.Array,
+    candidates: jax.Array,
+    *,
+    chunk: int = 1024,
+    rules: ShardingRules | None = None,
 ) -> jax.Array:
     """log π_1 over the alternatives: hidden [..., D], candidates [..., A] (−1 = none) to [..., A] float32.
 
@@ -102,6 +109,7 @@ def alternative_log_probs(
         candidates.reshape(-1, candidates.shape[-1]),
         normalise="candidates",
         chunk=chunk,
+        rules=rules,
     ).reshape(*lead, candidates.shape[-1])
     return jnp.where(candidates >= 0, out, _LOW)
 
@@ -136,6 +144,7 @@ def token_log_probs(
     valid: jax.Array,
     *,
     temperature: float | jax.Array = 1.0,
+    rules: ShardingRules | None = None,
 ) -> TokenLogProbs:
     """Policy log-probabilities of given chains.
 
@@ -144,9 +153,10 @@ def token_log_probs(
       states: [..., R] int32, grammar state before each token; ignored where invalid.
       tokens, valid: [..., R] the chosen tokens and which of them are real.
       temperature: τ of the policy.
+      rules: with rules, the head's part of the work is split over the active mesh; None leaves placement to XLA.
     """
     candidates = grammar.tokens[jnp.where(valid, states, grammar.start)]
-    plain = alternative_log_probs(params, config, hidden, candidates)
+    plain = alternative_log_probs(params, config, hidden, candidates, rules=rules)
     tempered = temper(plain, candidates, temperature)
     answers = (valid & (states == grammar.answer_state))[..., None]
     buckets = plain[..., grammar.answer_places]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,6 +84,41 @@ def blank_example(arrays: SFTBatch) -> SFTBatch:
     """A row that fills up a batch: the first example with weight 0."""
     first = SFTBatch(*(array[0] for array in arrays))
     return first._replace(weights=np.zeros_like(first.weights))
+
+
+def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, Examples | None]:
+    """Keeps a share of the profiles out of the training, by the hash of their key: the same ones at every restart.
+
+    Args:
+      fraction: share of the profiles, 0 keeps out none; above 0 at least one is kept out.
+      seed: of the choice.
+
+    Returns:
+      The examples to train on and those kept out (None for none), both in the order of the arrays.
+
+    Raises:
+      DataError: nothing would be left to train on.
+    """
+    if fraction <= 0:
+        return examples, None
+    total = len(examples.keys)
+    count = max(1, round(fraction * total))
+    if count >= total:
+        raise DataError(
+            "no profile would be left to train on",
+            where="sft.eval_fraction",
+            why=f"{fraction} of {total} profiles with accepted chains",
+            do="lower sft.eval_fraction or raise teacher.num_profiles",
+        )
+    order = sorted(range(total), key=lambda e: hashlib.sha256(f"{seed}:{examples.keys[e]}".encode()).digest())
+    kept_out = np.zeros(total, bool)
+    kept_out[order[:count]] = True
+
+    def take(rows: np.ndarray) -> Examples:
+        arrays = SFTBatch(*(array[rows] for array in examples.arrays))
+        return Examples([examples.keys[e] for e in np.flatnonzero(rows)], arrays, examples.truncated)
+
+    return take(~kept_out), take(kept_out)
 
 
 def states_of(chain: CompiledChain, ids: Sequence[int]) -> np.ndarray:

@@ -1,29 +1,88 @@
-"""What the training stages keep in a checkpoint, and how they go on from it."""
+"""What the training stages keep in a checkpoint, how they go on from it, and when they leave early."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from scaletot_jax.parallel import checkpoint
+from scaletot_jax.errors import PreemptedError
+from scaletot_jax.parallel import checkpoint, distributed
+from scaletot_jax.parallel.preemption import Notice
 from scaletot_jax.run import Stage
 
 
-def keep(stage: Stage, step: int, state: Any, iterators: dict[str, Any], **record: Any) -> None:
-    """One checkpoint: arrays, data positions, and whatever else the loop remembers, in one atomic unit."""
-    positions = {name: iterator.get_state() for name, iterator in iterators.items()}
-    checkpoint.save(stage.path("checkpoints"), step, state, {"data": positions, **record})
+class Keeper:
+    """The checkpoints of one training loop; open it around the loop.
 
-
-def resume(stage: Stage, state: Any, iterators: dict[str, Any], extra: dict[str, Any] | None = None) -> tuple[Any, int]:
-    """Restores state and data positions where a checkpoint lies; returns the state and the steps done.
-
-    ``extra``, where given, is filled with the rest of the record.
+    Args:
+      stage: whose folder holds them.
+      settings: the configuration's section ``checkpoint``: ``keep``, ``keep_best``, ``asynchronous``.
     """
-    found = checkpoint.restore(stage.path("checkpoints"), state)
-    if found is None:
-        return state, 0
-    for name, iterator in iterators.items():
-        iterator.set_state(found.record["data"][name])
-    if extra is not None:
-        extra.update({key: value for key, value in found.record.items() if key != "data"})
-    return found.arrays, found.step
+
+    def __init__(self, stage: Stage, settings: Mapping[str, Any]):
+        self._stage = stage
+        self._units = checkpoint.Checkpoints(stage.path("checkpoints"), **settings)
+        self._notice = Notice()
+
+    def resume(self, state: Any, iterators: dict[str, Any], extra: dict[str, Any] | None = None) -> tuple[Any, int]:
+        """Restores state and data positions where a checkpoint lies; returns the state and the steps done.
+
+        ``extra``, where given, is filled with the rest of the record.
+        """
+        found = checkpoint.restore(self._units.directory, state)
+        if found is None:
+            return state, 0
+        for name, iterator in iterators.items():
+            iterator.set_state(found.record["data"][name])
+        if extra is not None:
+            extra.update({key: value for key, value in found.record.items() if key != "data"})
+        return found.arrays, found.step
+
+    def after(
+        self,
+        step: int,
+        state: Any,
+        iterators: dict[str, Any],
+        *,
+        due: bool,
+        metric: float | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        """To be called at the end of every step.
+
+        Args:
+          step: its number, from 1.
+          state: the arrays; their buffers may be donated afterwards.
+          iterators: whose positions are kept: the next batch of each is the next step's.
+          due: whether a checkpoint is to be saved now.
+          metric: by which the best checkpoints are kept, lower is better.
+          record: whatever else the loop remembers, JSON-able.
+
+        Raises:
+          ResourceError: the disk is full, perhaps since an earlier checkpoint began to be written.
+          PreemptedError: the machine is to be taken away; the state is saved.
+        """
+        self._units.check()
+        preempted = self._notice.reached(step)
+        if not (due or preempted):
+            return
+        positions = {name: iterator.get_state() for name, iterator in iterators.items()}
+        self._units.save(step, state, {"data": positions, **(record or {})}, metric=metric)
+        if preempted:
+            self._units.wait()
+            raise PreemptedError(
+                f"stage '{self._stage.name}' was told to stop and did so after step {step}",
+                where=str(self._stage.directory),
+                why="SIGTERM, with which machines announce that they will be taken away",
+                do="run the same command again; it continues after that step",
+            )
+
+    def __enter__(self) -> Keeper:
+        self._notice.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._notice.__exit__()
+        self._units.__exit__(kind, *rest)
+        if kind is None:
+            distributed.barrier("trained")  # what the first process has logged, the others may read now

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from scaletot_jax.files import read_json, write_table
+from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.parallel.compile import ShardedStep, shard_step
+from scaletot_jax.parallel.distributed import gather, place
 from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import open_population
@@ -29,16 +33,20 @@ from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 from scaletot_jax.step_log import StepLog, read_steps
 from scaletot_jax.student.adapter import Adapter, adamw, save_adapter, start
+from scaletot_jax.student.clock import Clock
 from scaletot_jax.student.data import batches
-from scaletot_jax.student.examples import Examples
+from scaletot_jax.student.examples import Examples, hold_out
+from scaletot_jax.student.full import compute_copy
 from scaletot_jax.student.held_out import held_out_scores
 from scaletot_jax.student.labelled import Labelled, labelled_rows
-from scaletot_jax.student.loop import keep, resume
+from scaletot_jax.student.loop import Keeper
 from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step
 from scaletot_jax.student.policy import ROLLOUT_STREAM, Student, load_student
 from scaletot_jax.student.rollout import Rollouts, request_keys, sample_chains
 from scaletot_jax.student.sft import load_examples
 from scaletot_jax.student.sft_step import SFTBatch
+from scaletot_jax.student.switch_off import auc_interval, no_better_than_chance
+from scaletot_jax.student.throughput import FORWARD, LORA, count_work, model_flops
 from scaletot_jax.teacher.identity import identity_of_model
 
 MIN_OUTCOME_VARIANCE = 1e-4  # mean variance within a user below which there is nothing to learn from
@@ -58,7 +66,10 @@ def osipo(run: Run) -> Stage:
     population = open_population(run)
     student = load_student(run, "sft", loaded=load_model(run.config["lm"]["weights"]))
     users = labelled_rows(population, "teacher", student.spec, student.tokenizer, student.max_profile_tokens)
-    examples = load_examples(run, population, student)
+    # Profiles on which SFT measured its loss stay unseen here, too.
+    examples, _ = hold_out(
+        load_examples(run, population, student), run.config["sft"]["eval_fraction"], run.config["seed"]
+    )
     with jax.set_mesh(make_mesh(**run.config["mesh"])):
         trained = population.table.take(pa.array(users.rows)).select(["row", "group"])
         write_table(stage.path("users.parquet"), trained)
@@ -104,51 +115,83 @@ def train(
     step, state, params = _prepare(run, student, users, examples, sample)
     key = jax.random.fold_in(jax.random.key(run.config["seed"]), ROLLOUT_STREAM)
     requests = jnp.arange(prompts * count).reshape(prompts, count)
+    keeper = Keeper(stage, run.config["checkpoint"])
     stopped: dict[str, int] = {}
-    state, done = resume(stage, state, data, stopped)
-    reference = jax.device_put(student.lora, step.shardings[2])
+    state, done = keeper.resume(state, data, stopped)
+    reference = place(student.lora, step.shardings[2])
+    grammar = place(student.grammar, step.shardings[3])
     log = StepLog(stage.path("steps.jsonl"), keep_through=done)
-    with Progress("osipo", total, "updates", done=done) as progress:
+    history = [row for row in read_steps(log.path) if row["step"] <= done]
+    clock = Clock(
+        stage, mesh, done=done, convention="2ND + 4ND + 4ND on rollouts and 4ND on the replay, rollouts apart"
+    )
+    with Progress("osipo", total, "updates", done=done) as progress, keeper:
         for update in range(done + 1, total + 1):
-            batch, replay = next(data["users"]), next(data["replay"])
-            batch = jax.device_put(batch, batch_shardings(batch, mesh, rules))
-            replay = jax.device_put(replay, batch_shardings(replay, mesh, rules))
+            batch, taught = next(data["users"]), next(data["replay"])
+            batch = place(batch, batch_shardings(batch, mesh, rules))
+            replay = place(taught, batch_shardings(taught, mesh, rules))
+            sampling = time.monotonic()
             keys = request_keys(jax.random.fold_in(key, update), requests)
             rollouts = sample(
                 params=params,
-                grammar=student.grammar,
+                grammar=grammar,
                 prompts=batch.prompts,
                 prompt_valid=batch.prompt_valid,
-                keys=keys,
+                keys=place(keys, batch_shardings(keys, mesh, rules)),
                 temperature=settings["temperature"],
                 lora=state.policy.lora,
             )
-            batch = batch._replace(rollouts=jax.device_put(rollouts, batch_shardings(rollouts, mesh, rules)))
+            batch = batch._replace(rollouts=place(rollouts, batch_shardings(rollouts, mesh, rules)))
+            jax.block_until_ready(batch)
+            clock.start()
             weight = 0.0 if stopped or update <= settings["warmup_updates"] else settings["process_weight"]
-            state, metrics = step(state, params, reference, student.grammar, batch, replay, jnp.float32(weight))
+            state, metrics = step(state, params, reference, grammar, batch, replay, jnp.float32(weight))
             values = {name: float(value) for name, value in metrics.items()}
+            sampled = clock.started - sampling
+            work = update_work(student.config, batch.prompt_valid, batch.rollouts.valid, taught, settings["sft_weight"])
+            speed = clock.stop(update, *work, rollout_seconds=sampled)
             log.append(update, **values)
-            for rule in fired(values, settings["kl_limit"]):
+            history.append({"step": update, **values})
+            for rule in fired(history, settings["kl_limit"], settings["auc_pairs"]):
                 stopped.setdefault(rule, update)
-            if update % settings["checkpoint_every"] == 0 or update == total:
-                keep(stage, update, state, data, **stopped)
-            progress.advance(note=f"outcome {values['outcome']:.3f}")
+            due = update % settings["checkpoint_every"] == 0 or update == total
+            keeper.after(update, state, data, due=due, record=stopped)
+            progress.advance(note=f"outcome {values['outcome']:.3f}, {speed}")
     log.close()
-    return jax.device_get(state.policy.lora), jax.device_get(state.reward.lora), stopped
+    clock.close()
+    return gather(state.policy.lora), gather(state.reward.lora), stopped
 
 
-def fired(values: dict[str, float], kl_limit: float) -> list[str]:
-    """Stop rules that an update breaks; from then on the process weight is 0, and OSIPO is RLOO.
+def fired(history: Sequence[Mapping[str, Any]], kl_limit: float, auc_pairs: int) -> list[str]:
+    """Stop rules that the updates so far break; from then on the process weight is 0, and OSIPO is RLOO.
 
     ``validity``: more than 5 points of chains without an end (the SFT policy has none under the grammar). ``kl``: the
-    policy has moved more than ``kl_limit`` nats a chain from the SFT policy.
+    policy has moved more than ``kl_limit`` nats a chain from the SFT policy. ``chance``: over ``auc_pairs`` pairs the
+    reward model's values did not order chains better than chance, see :mod:`scaletot_jax.student.switch_off`.
+
+    Args:
+      history: rows of the step log, the newest last.
     """
-    rules = []
+    rules, values = [], history[-1]
     if values["valid_rate"] < 1 - MAX_VALIDITY_LOSS:
         rules.append("validity")
     if values["kl"] > kl_limit:
         rules.append("kl")
+    if no_better_than_chance(history, auc_pairs):
+        rules.append("chance")
     return rules
+
+
+def update_work(
+    config: LMConfig, prompt_valid: Any, chain_valid: Any, replay: SFTBatch, sft_weight: float
+) -> tuple[int, float]:
+    """Real tokens of an update, the rollouts' counted once, and its model FLOPs (:mod:`scaletot_jax.student.throughput`)."""
+    rolled = count_work(gather(prompt_valid), gather(chain_valid), vocabulary=False)
+    flops = sum(model_flops(config, rolled, factor) for factor in (FORWARD, LORA, LORA))
+    if sft_weight > 0:
+        counted = replay.chain_valid & (replay.weights > 0)[..., None]
+        flops += model_flops(config, count_work(replay.prompt_valid, counted, vocabulary=True), LORA)
+    return rolled.tokens, flops
 
 
 def summarise(steps: list[dict[str, Any]], stopped: dict[str, int]) -> dict[str, Any]:
@@ -157,8 +200,7 @@ def summarise(steps: list[dict[str, Any]], stopped: dict[str, int]) -> dict[str,
     def mean(name: str) -> float:
         return float(np.mean([row[name] for row in steps]))
 
-    pairs = sum(row["value_pairs"] for row in steps)
-    ordered = sum(row["value_auc"] * row["value_pairs"] for row in steps)
+    judged = auc_interval([row for row in steps if row["process_weight"]] or steps)
     variance = mean("outcome_variance")
     return {
         "updates": len(steps),
@@ -171,8 +213,10 @@ def summarise(steps: list[dict[str, Any]], stopped: dict[str, int]) -> dict[str,
         "clip_fraction": mean("clip_fraction"),
         "kl_last": steps[-1]["kl"],
         "structural_share": mean("structural_share"),
-        "value_auc": ordered / pairs if pairs else None,
-        "value_pairs": int(pairs),
+        "value_auc": judged.auc if judged else None,
+        "value_auc_low": judged.low if judged else None,
+        "value_auc_high": judged.high if judged else None,
+        "value_pairs": judged.pairs if judged else 0,
         "value_correlation": mean("value_correlation"),
         "process_stopped": stopped,
     }
@@ -185,8 +229,17 @@ def _prepare(
     settings = run.config["osipo"]
     mesh, rules = jax.sharding.get_mesh(), ShardingRules()
     prompts, count = settings["prompts"], settings["rollouts"]
+    dtype = jnp.dtype(run.config["student"]["compute_dtype"])
+    params = compute_copy(student.params, student.config, dtype)
     optimizers = {
-        name: adamw(rate, steps=settings["updates"], warmup=0, weight_decay=0.0, clip_norm=settings["clip_norm"])
+        name: adamw(
+            rate,
+            steps=settings["updates"],
+            warmup=settings["warmup_steps"],
+            weight_decay=0.0,
+            clip_norm=settings["clip_norm"],
+            schedule=settings["schedule"],
+        )
         for name, rate in (
             ("policy", settings["learning_rate"]),
             ("reward", settings["reward_learning_rate"]),
@@ -209,7 +262,10 @@ def _prepare(
         options=options,
         policy_optimizer=optimizers["policy"],
         reward_optimizer=optimizers["reward"],
+        accumulate=settings["accumulate"],
+        compute_dtype=dtype,
         rules=rules,
+        remat=settings["remat"],
     )
     state = OSIPOState(start(student.lora, optimizers["policy"]), start(student.lora, optimizers["reward"]))
     struct = jax.ShapeDtypeStruct
@@ -217,18 +273,18 @@ def _prepare(
     valid = struct(tokens.shape, jnp.bool_)
     keys = jax.eval_shape(lambda: request_keys(jax.random.key(0), jnp.zeros((prompts, count), jnp.int32)))
     rollouts: Rollouts = jax.eval_shape(
-        sample, params=student.params, grammar=student.grammar, prompts=tokens, prompt_valid=valid, keys=keys,
+        sample, params=params, grammar=student.grammar, prompts=tokens, prompt_valid=valid, keys=keys,
         temperature=1.0, lora=student.lora,
     )  # fmt: skip
     batch = OSIPOBatch(tokens, valid, rollouts, struct((prompts,), jnp.int32))
     replay = SFTBatch(*(struct((prompts, *array.shape[1:]), array.dtype) for array in examples.arrays))
     jitted = shard_step(
         update,
-        (state, student.params, student.lora, student.grammar, batch, replay, struct((), jnp.float32)),
+        (state, params, student.lora, student.grammar, batch, replay, struct((), jnp.float32)),
         ("parameters", "parameters", "parameters", "replicated", "batch", "batch", "replicated"),
         mesh=mesh,
         rules=rules,
     )
     # θ and φ start from the same arrays, and the state is donated: each needs its own copy.
     state = jax.tree.map(jnp.copy, state)
-    return jitted, jax.device_put(state, jitted.shardings[0]), jax.device_put(student.params, jitted.shardings[1])
+    return jitted, place(state, jitted.shardings[0]), place(params, jitted.shardings[1])

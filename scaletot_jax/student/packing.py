@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.model import forward
+from scaletot_jax.lm.splash import Tree
+from scaletot_jax.parallel.sharding import ShardingRules
 
 
 class Packed(NamedTuple):
@@ -76,9 +78,11 @@ def predicting_states(
     *,
     lora: Mapping[str, jax.Array] | None = None,
     lora_scale: float = 1.0,
-    remat: bool = False,
+    remat: bool | str = False,
+    rules: ShardingRules | None = None,
 ) -> jax.Array:
     """Hidden states [B, N, R, D] (after the final norm) that predict the chain tokens, and only those."""
+    _, chains, length = packed.sources.shape
     out = forward(
         params,
         config,
@@ -86,9 +90,11 @@ def predicting_states(
         valid=packed.valid,
         positions=packed.positions,
         mask=packed.mask,
+        tree=Tree(packed.tokens.shape[1] - chains * length, chains, length),
         lora=lora,
         lora_scale=lora_scale,
         remat=remat,
+        rules=rules,
     )
     return gather(out.hidden, packed.sources)
 

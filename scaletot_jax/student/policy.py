@@ -16,6 +16,7 @@ from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.files import read_arrays
 from scaletot_jax.lm import lora as lora_module
+from scaletot_jax.lm.attend import choose
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.load import LoadedLM, load_model
@@ -105,6 +106,7 @@ def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = No
 def build_student(run: Run, params: dict[str, Any], config: LMConfig, tokenizer: Tokenizer) -> Student:
     """The student with a fresh adapter, drawn from the run's seed."""
     settings = run.config["student"]
+    config = dataclasses.replace(config, attention=choose(run.config["lm"]["attention"]))  # type: ignore[arg-type]
     chain = compile_for(spec_of_run(run.config), tokenizer, config.vocab_size)
     key = jax.random.fold_in(jax.random.key(run.config["seed"]), ADAPTER_STREAM)
     return Student(

@@ -1,34 +1,41 @@
 """Stage ``sft``: the student learns the teacher's chains from the profile alone.
 
-Writes ``adapter.safetensors``, ``steps.jsonl``, and for a shorter student ``exit.safetensors``; ``scores.json`` holds the
-held-out scores of the student before and after. Killed at any moment it continues from the last checkpoint and ends with
+Writes ``adapter.safetensors`` (``student.safetensors`` where all parameters are trained), ``steps.jsonl``, and for a
+shorter student ``exit.safetensors``; ``scores.json`` holds the held-out scores of the student before and after, and
+``timing.jsonl`` what the clock says. Killed at any moment it continues from the last checkpoint and ends with
 the same bytes.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.files import read_arrays, read_table, write_arrays
 from scaletot_jax.lm.load import LoadedLM, load_model
-from scaletot_jax.parallel.compile import shard_step
+from scaletot_jax.parallel.compile import ShardedStep, shard_step
+from scaletot_jax.parallel.distributed import barrier, gather, leads, place
 from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 from scaletot_jax.step_log import StepLog
-from scaletot_jax.student.adapter import Adapter, adamw, save_adapter, start
+from scaletot_jax.student.adapter import TrainState, adamw, cast, save_adapter, start
 from scaletot_jax.student.calibrate import exit_map
+from scaletot_jax.student.clock import Clock
 from scaletot_jax.student.data import batches, steps_in
-from scaletot_jax.student.examples import Examples, blank_example, build_examples
+from scaletot_jax.student.examples import Examples, blank_example, build_examples, hold_out
+from scaletot_jax.student.full import FullState, compute_copy, decayed, full_sft_step, save_parameters, start_full
 from scaletot_jax.student.held_out import held_out_scores
-from scaletot_jax.student.loop import keep, resume
+from scaletot_jax.student.loop import Keeper
 from scaletot_jax.student.policy import Student, build_student, check_layers, shorten
-from scaletot_jax.student.sft_step import SFTBatch, sft_step
+from scaletot_jax.student.sft_step import SFTBatch, loss_weight, sft_part, sft_step
+from scaletot_jax.student.throughput import FULL, LORA, count_work, model_flops
 from scaletot_jax.teacher.identity import identity_of_model
 
 
@@ -42,17 +49,25 @@ def sft(run: Run) -> Stage:
     population = open_population(run)
     loaded = load_model(run.config["lm"]["weights"])
     student = base_student(run, stage, population, loaded)
-    examples = load_examples(run, population, student)
+    examples, held = hold_out(
+        load_examples(run, population, student), run.config["sft"]["eval_fraction"], run.config["seed"]
+    )
     with jax.set_mesh(make_mesh(**run.config["mesh"])):
         before = held_out_scores(run, stage, "base", student, population)
-        lora = train(run, stage, student, examples)
-        save_adapter(stage.path("adapter.safetensors"), lora)
-        after = held_out_scores(run, stage, "sft", student.with_lora(lora), population)
-    artifacts = ["adapter.safetensors", "steps.jsonl", "scores.json"]
+        weights = train(run, stage, student, examples, held)
+        if run.config["student"]["trainable"] == "full":
+            trained, written = student.with_params(jax.tree.map(jnp.asarray, weights)), "student.safetensors"
+            save_parameters(stage.path(written), weights)
+        else:
+            trained, written = student.with_lora(weights), "adapter.safetensors"
+            save_adapter(stage.path(written), weights)
+        after = held_out_scores(run, stage, "sft", trained, population)
+    artifacts = [written, "steps.jsonl", "scores.json"]
     if run.config["student"]["num_layers"]:
         artifacts.append("exit.safetensors")
     summary = {
         "profiles": len(examples.keys),
+        "evaluation_profiles": len(held.keys) if held else 0,
         "chains": int(np.sum(examples.arrays.weights > 0)),
         "truncated_profiles": examples.truncated,
         "prompt_tokens": examples.arrays.prompts.shape[1],
@@ -72,12 +87,13 @@ def base_student(run: Run, stage: Stage, population: Population, loaded: LoadedL
         return build_student(run, loaded.params, loaded.config, loaded.tokenizer)
     check_layers(loaded.config, num_layers)
     path = stage.path("exit.safetensors")
-    if not path.exists():
+    if leads() and not path.exists():
         whole = build_student(run, loaded.params, loaded.config, loaded.tokenizer)
         arrays = load_examples(run, population, whole).arrays
         count = run.config["student"]["exit_texts"]
         tokens, valid = _joined(arrays, count)
         write_arrays(path, exit_map(loaded.params, loaded.config, num_layers, tokens, valid))
+    barrier("exit map")
     return build_student(run, *shorten(loaded, num_layers, read_arrays(path)), loaded.tokenizer)
 
 
@@ -93,58 +109,123 @@ def load_examples(run: Run, population: Population, student: Student) -> Example
     )
 
 
-def train(run: Run, stage: Stage, student: Student, examples: Examples) -> Adapter:
-    """The loop: restore, then batch → step → log → checkpoint until the last epoch ends."""
+def train(run: Run, stage: Stage, student: Student, examples: Examples, held: Examples | None = None) -> Any:
+    """The loop: restore, then batch → step → log → checkpoint until the last epoch ends.
+
+    Args:
+      held: examples kept out of the training; their loss is logged at every checkpoint.
+
+    Returns:
+      What was trained, on the host: the adapter, or the parameters where ``student.trainable`` is ``full``.
+    """
     settings = run.config["sft"]
     mesh, rules = jax.sharding.get_mesh(), ShardingRules()
-    total = steps_in(len(examples.keys), settings["batch_size"], settings["epochs"])
+    size, full = settings["batch_size"], run.config["student"]["trainable"] == "full"
+    total = steps_in(len(examples.keys), size, settings["epochs"])
+    data = batches(
+        examples.arrays, batch_size=size, seed=run.config["seed"], epochs=settings["epochs"],
+        blank=blank_example(examples.arrays),
+    )  # fmt: skip
+    step, state, frozen, part = _prepare(run, student, examples, total)
+    keeper = Keeper(stage, run.config["checkpoint"])
+    state, done = keeper.resume(state, {"data": data})
+    log = StepLog(stage.path("steps.jsonl"), keep_through=done)
+    clock = Clock(stage, mesh, done=done, convention="6ND" if full else "4ND")
+    with Progress("sft", total, "steps", done=done) as progress, keeper:
+        for number in range(done + 1, total + 1):
+            clock.start()
+            arrays = next(data)
+            batch = place(arrays, batch_shardings(arrays, mesh, rules))
+            state, metrics = step(state, *frozen, batch)
+            values = {name: float(value) for name, value in metrics.items()}
+            work = count_work(
+                arrays.prompt_valid, arrays.chain_valid & (arrays.weights > 0)[..., None], vocabulary=True
+            )
+            speed = clock.stop(number, work.tokens, model_flops(student.config, work, FULL if full else LORA))
+            due = number % settings["checkpoint_every"] == 0 or number == total
+            if due and held is not None:
+                values |= evaluate(part, state[0], frozen, held, size, mesh)
+            log.append(number, **values)
+            keeper.after(number, state, {"data": data}, due=due, metric=values.get("eval_loss"))
+            progress.advance(note=f"loss {values['loss']:.3f}, {speed}")
+    log.close()
+    clock.close()
+    return gather(state[0])
+
+
+def evaluate(
+    part: Any, weights: Any, frozen: tuple[Any, ...], held: Examples, batch_size: int, mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+    """Loss on examples that are not trained on, in nats a token: ``eval_loss``, and ``eval_answer_loss`` at the answer.
+
+    Args:
+      part: jitted ``(weights, *frozen, batch) -> (sum, its weight, sums)``.
+      batch_size: rows at a time; the last batch is filled up with rows of weight 0.
+    """
+    totals = np.zeros(4)
+    rows = batches(held.arrays, batch_size=batch_size, seed=0, epochs=1, blank=blank_example(held.arrays))
+    for batch in rows:
+        batch = place(batch, batch_shardings(batch, mesh, ShardingRules()))
+        total, weight, sums = part(weights, *frozen, batch)
+        totals += [float(value) for value in (total, weight, sums["answer"], sums["answers"])]
+    return {"eval_loss": totals[0] / max(totals[1], 1e-9), "eval_answer_loss": totals[2] / max(totals[3], 1e-9)}
+
+
+def _prepare(
+    run: Run, student: Student, examples: Examples, total: int
+) -> tuple[ShardedStep, TrainState | FullState, tuple[Any, ...], Any]:
+    """The jitted step ``(state, *frozen, batch)``, its first state, what stays as it is, and the evaluation of a batch."""
+    settings, how = run.config["sft"], run.config["student"]
+    mesh, rules = jax.sharding.get_mesh(), ShardingRules()
+    full, dtype = how["trainable"] == "full", jnp.dtype(how["compute_dtype"])
     optimizer = adamw(
         settings["learning_rate"],
         steps=total,
         warmup=settings["warmup_steps"],
         weight_decay=settings["weight_decay"],
         clip_norm=settings["clip_norm"],
+        schedule=settings["schedule"],
+        decayed=decayed(student.params, student.config) if full else None,
     )
-    data = batches(
-        examples.arrays,
-        batch_size=settings["batch_size"],
-        seed=run.config["seed"],
-        epochs=settings["epochs"],
-        blank=blank_example(examples.arrays),
-    )
-    step = functools.partial(
-        sft_step,
-        config=student.config,
-        optimizer=optimizer,
-        lora_scale=student.lora_scale,
-        answer_weight=settings["answer_weight"],
-        rules=rules,
-    )
-    state = start(student.lora, optimizer)
+    shared = {"config": student.config, "rules": rules, "answer_weight": settings["answer_weight"]}
+    options = shared | {
+        "optimizer": optimizer,
+        "accumulate": settings["accumulate"],
+        "compute_dtype": dtype,
+        "remat": settings["remat"],
+    }
     like = SFTBatch(*(_repeat(array, settings["batch_size"]) for array in examples.arrays))
-    jitted = shard_step(
-        step,
-        (state, student.params, student.grammar, like),
-        ("parameters", "parameters", "replicated", "batch"),
-        mesh=mesh,
-        rules=rules,
-    )
-    state = jax.device_put(state, jitted.shardings[0])
-    params = jax.device_put(student.params, jitted.shardings[1])
-    state, done = resume(stage, state, {"data": data})
-    log = StepLog(stage.path("steps.jsonl"), keep_through=done)
-    with Progress("sft", total, "steps", done=done) as progress:
-        for number in range(done + 1, total + 1):
-            batch = next(data)
-            batch = jax.device_put(batch, batch_shardings(batch, mesh, rules))
-            state, metrics = jitted(state, params, student.grammar, batch)
-            values = {name: float(value) for name, value in metrics.items()}
-            log.append(number, **values)
-            if number % settings["checkpoint_every"] == 0 or number == total:
-                keep(stage, number, state, {"data": data})
-            progress.advance(note=f"loss {values['loss']:.3f}")
-    log.close()
-    return jax.device_get(state.lora)
+
+    def part(
+        lora: Any, params: Any, grammar: Any, batch: SFTBatch
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        total, sums = sft_part(lora, params, grammar, batch, jnp.float32(1), lora_scale=student.lora_scale, **shared)
+        return total, loss_weight(grammar, batch, settings["answer_weight"]), sums
+
+    if full:
+        state: TrainState | FullState = start_full(student.params, optimizer)
+        jitted = shard_step(
+            functools.partial(full_sft_step, **options),
+            (state, student.grammar, like),
+            ("parameters", "replicated", "batch"),
+            mesh=mesh,
+            rules=rules,
+        )
+        frozen: tuple[Any, ...] = (place(student.grammar, jitted.shardings[1]),)
+        judge = jax.jit(
+            lambda params, *rest: part(None, compute_copy(params, student.config, dtype), *rest)  # type: ignore[arg-type]
+        )
+    else:
+        state = start(student.lora, optimizer)
+        params = compute_copy(student.params, student.config, dtype)
+        jitted = shard_step(
+            functools.partial(sft_step, lora_scale=student.lora_scale, **options),
+            (state, params, student.grammar, like), ("parameters", "parameters", "replicated", "batch"),
+            mesh=mesh, rules=rules,
+        )  # fmt: skip
+        frozen = (place(params, jitted.shardings[1]), place(student.grammar, jitted.shardings[2]))
+        judge = jax.jit(lambda lora, *rest: part(cast(lora, dtype), *rest))
+    return jitted, place(state, jitted.shardings[0]), frozen, judge
 
 
 def _joined(arrays: SFTBatch, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ DRY_RUNS = {
     "create_v6e": ["create", *VM, "--type", "v6e-8"],
     "setup": ["setup", *VM],
     "run": ["run", *RUN, "--", "--config.seed=3", "--config.data.path=it's a $(file); really"],
+    "run_pod": ["run", *RUN, "--workdir", "/mnt/filestore/scaletot-1", "--", "--config.mesh.data=0"],
     "status": ["status", *VM],
     "delete": ["delete", *VM, "--project", "my-project"],
     "delete_yes": ["delete", *VM, "--yes"],
@@ -121,6 +123,8 @@ def test_dry_run_prints_the_golden_commands_without_gcloud(checkout, tmp_path, n
         (["run", *VM, "--config", "launch/fake_recipe.py", "--bucket", "gs://b/../x"], "--bucket"),
         (["run", *VM, "--config", "../secret.py", "--bucket", "gs://my-bucket"], "--config"),
         (["run", *VM, "--config", "configs/none.py", "--bucket", "gs://my-bucket"], "does not exist"),
+        (["run", *RUN, "--workdir", "relative/folder"], "--workdir"),
+        (["run", *RUN, "--workdir", "/mnt/$(reboot)"], "--workdir"),
         (["run", *RUN, "--", "--workdir=/"], "override"),
         (["run", *RUN, "--", "--config.seed=1\n2"], "override"),
         (["status", *VM, "--", "--config.seed=1"], "takes no overrides"),
@@ -201,10 +205,14 @@ def test_uncommitted_changes_are_named_and_not_sent(checkout, tmp_path):
 class Worker:
     """One pretended TPU worker: its own home, and fakes of gcloud, curl, pip and scaletot that log their calls."""
 
-    def __init__(self, tmp_path: Path, checkout: Path, number: str = "0", scaletot: str = ""):
+    def __init__(self, tmp_path: Path, checkout: Path, number: str = "0", scaletot: str = "", hosts: str = "10.0.0.2"):
         self.home, self.checkout = tmp_path / f"home{number}", checkout
         self.bin = fake(self.home, "gcloud", "log(['gcloud', *arguments])\n")
-        fake(self.bin, "curl", f"print({number!r})\n")
+        fake(
+            self.bin,
+            "curl",
+            f"print({hosts!r} if arguments[-1].endswith('/worker-network-endpoints') else {number!r})\n",
+        )
         venv = self.home / "scaletot-venv" / "bin"
         venv.mkdir(parents=True)
         fake(self.home, "scaletot", "log(['scaletot', *arguments])\n" + scaletot)
@@ -212,8 +220,8 @@ class Worker:
         fake(self.home, "python", "log(['python', *arguments])\n")
         (venv / "python").symlink_to(self.home / "python")
 
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess:
-        env = {**os.environ, "HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}"}
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        env = {**os.environ, "HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}", **environment}
         command = ["bash", str(self.checkout / "launch" / "tpu_worker.sh"), *arguments]
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
 
@@ -271,6 +279,25 @@ def test_worker_other_than_0_sends_nothing(checkout, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_workers_of_a_pod_run_one_program_in_one_workdir(checkout, tmp_path, number):
+    worker, shared = Worker(tmp_path, checkout, number=number, hosts="10.0.0.2,10.0.0.3"), str(tmp_path / "shared")
+    result = worker("start", "gs://my-bucket/x", "configs/a.py", "--config.mesh.data=0", SCALETOT_WORKDIR=shared)
+    assert result.returncode == 0, result.stderr
+    assert worker.wait() == "0"
+    made = calls(worker.bin)
+    wanted = ["--config", "configs/a.py", "--workdir", shared, "--coordinator", "auto", "--config.mesh.data=0"]
+    assert [call[1:] for call in made if call[0] == "scaletot"] == [[stage, *wanted] for stage in STAGES]
+    assert bool([call for call in made if call[0] == "gcloud"]) == (number == "0")  # the first fetches and sends
+
+
+def test_a_pod_without_a_common_workdir_is_refused(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout, hosts="10.0.0.2,10.0.0.3")
+    result = worker("start", "gs://my-bucket/x", "configs/a.py")
+    assert result.returncode == 2 and "--workdir" in result.stderr
+    assert not (worker.bin / "calls.jsonl").exists()
+
+
 def test_worker_stops_at_a_failed_stage_and_keeps_its_code(checkout, tmp_path):
     worker = Worker(tmp_path, checkout, scaletot="if arguments[0] == 'sft': sys.exit(4)\n")
     worker("start", "gs://my-bucket/x", "configs/a.py")
@@ -279,6 +306,27 @@ def test_worker_stops_at_a_failed_stage_and_keeps_its_code(checkout, tmp_path):
     assert [call[1] for call in made if call[0] == "scaletot"] == STAGES[:3]
     assert made[-1][:3] == ["gcloud", "storage", "rsync"]  # what was finished is sent all the same
     assert "exit code 4" in worker("status").stdout
+
+
+def test_worker_that_is_taken_away_sends_what_was_saved(checkout, tmp_path):
+    slow = (
+        "import signal, time\n"
+        "if arguments[0] == 'sft':\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: (log('saved'), sys.exit(75)))\n"
+        "    log('training')\n"
+        "    time.sleep(60)\n"
+    )
+    worker = Worker(tmp_path, checkout, scaletot=slow)
+    worker("start", "gs://my-bucket/x", "configs/a.py")
+    deadline = time.monotonic() + 30
+    while not (worker.bin / "calls.jsonl").exists() or "training" not in calls(worker.bin):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(int((worker.home / "scaletot-run" / "pid").read_text()), signal.SIGTERM)
+    assert worker.wait() == "75"
+    made = calls(worker.bin)
+    assert made[made.index("saved") + 1][:3] == ["gcloud", "storage", "rsync"]
+    assert ["scaletot", "osipo"] not in [call[:2] for call in made]
 
 
 def test_worker_start_is_refused_before_setup_and_while_running(checkout, tmp_path):

@@ -9,8 +9,9 @@ from student import toy
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.student.data import batches, steps_in
-from scaletot_jax.student.examples import blank_example, build_examples, states_of
+from scaletot_jax.student.examples import blank_example, build_examples, hold_out, states_of
 from scaletot_jax.student.policy import encode_prompts
+from scaletot_jax.student.sft_step import SFTBatch
 
 ARRAYS = {"id": np.arange(10), "x": np.arange(30.0).reshape(10, 3)}
 BLANK = {"id": np.int64(-1), "x": np.zeros(3)}
@@ -56,6 +57,21 @@ def test_examples_hold_every_kept_chain():
     answer = arrays.states[1, 1] == student.chain.answer_state
     np.testing.assert_allclose(arrays.targets[1, 1][answer][0], row["answer"], rtol=1e-5)
     assert blank_example(arrays).weights.sum() == 0
+
+
+def test_held_out_profiles_are_a_fixed_share():
+    examples = toy.examples(8)
+    assert hold_out(examples, 0.0, 1) == (examples, None)
+    train, held = hold_out(examples, 0.25, 1)
+    assert len(held.keys) == 2 and sorted(train.keys + held.keys) == examples.keys
+    for part in (train, held):
+        rows = [examples.keys.index(key) for key in part.keys]
+        jax.tree.map(np.testing.assert_array_equal, part.arrays, SFTBatch(*(a[rows] for a in examples.arrays)))
+    assert hold_out(examples, 0.25, 1)[1].keys == held.keys
+    assert len({tuple(hold_out(examples, 0.25, seed)[1].keys) for seed in range(8)}) > 1
+    assert len(hold_out(examples, 0.01, 1)[1].keys) == 1
+    with pytest.raises(DataError, match=r"sft\.eval_fraction"):
+        hold_out(toy.examples(1), 0.5, 1)
 
 
 def test_rejected_chains_and_unknown_profiles():

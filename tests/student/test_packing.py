@@ -1,11 +1,14 @@
 """Packing a prompt with its N chains changes nothing but the cost."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from student import toy
 
 from scaletot_jax.student.packing import gather, pack, predicting_states
+from scaletot_jax.student.sft_step import SFTBatch, sft_loss
 
 E = toy.examples(4).arrays
 
@@ -27,6 +30,27 @@ def test_packed_states_equal_single_rows():
             np.testing.assert_allclose(hidden[b, n, : len(chain)], expected, atol=2e-5)
             compared += 1
     assert compared == 6
+
+
+def test_packed_loss_and_gradient_equal_unpacked_ones():
+    """N chains behind one prompt against each chain in a row of its own: the SFT loss and its gradient to 1e-6."""
+    student = toy.student()
+    lora = jax.tree.map(lambda leaf: leaf + 0.02, student.lora)
+    packed = SFTBatch(*(jnp.asarray(array) for array in E))
+    count = packed.chains.shape[1]
+    alone = SFTBatch(
+        *(jnp.repeat(leaf, count, axis=0) for leaf in packed[:2]),
+        *(leaf.reshape(-1, 1, *leaf.shape[2:]) for leaf in packed[2:]),
+    )
+    loss = jax.jit(
+        jax.value_and_grad(partial(sft_loss, config=student.config, lora_scale=2.0), has_aux=True),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    (one, _), gradient = loss(lora, student.params, student.grammar, packed)
+    (other, _), expected = loss(lora, student.params, student.grammar, alone)
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), gradient, expected)
+    assert count > 1 and max(float(np.abs(leaf).max()) for leaf in expected.values()) > 1e-2
 
 
 def test_a_chain_does_not_see_another():

@@ -35,11 +35,14 @@ def configuration(weights):
     config.student.num_layers = 2
     config.student.exit_texts = 8
     config.sft.epochs = 2
-    config.sft.batch_size = 5
+    config.sft.batch_size = 4
+    config.sft.accumulate = 2
+    config.sft.eval_fraction = 0.2
     config.sft.learning_rate = 1e-2
     config.sft.checkpoint_every = 2
     config.osipo.updates = 4
     config.osipo.prompts = 2
+    config.osipo.accumulate = 2
     config.osipo.rollouts = 3
     config.osipo.warmup_updates = 1
     config.osipo.checkpoint_every = 1
@@ -90,21 +93,22 @@ name, folder, config, stop = sys.argv[1:]
 saved = 0
 if int(stop):
     import scaletot_jax.parallel.checkpoint as checkpoint
-    inner = checkpoint.save
-    def save(*arguments, **options):
+    inner = checkpoint.Checkpoints.save
+    def save(units, *arguments, **options):
         global saved
-        inner(*arguments, **options)
+        inner(units, *arguments, **options)
         saved += 1
         if saved == int(stop):
+            units.wait()
             os._exit(9)
-    checkpoint.save = save
+    checkpoint.Checkpoints.save = save
 import importlib
 with Run(folder, json.load(open(config))) as run:
     getattr(importlib.import_module("scaletot_jax.student." + name), name)(run)
 """
 
 
-def stage(place, folder, name, *, stop=0):
+def stage(place, folder, name, *, stop=0, config="config.json"):
     """Runs a stage in a process of its own; with ``stop`` the process dies right after that many checkpoints."""
     environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     environ |= {
@@ -112,7 +116,7 @@ def stage(place, folder, name, *, stop=0):
         "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
-    command = [sys.executable, "-c", PROGRAM, name, str(folder), str(place / "config.json"), str(stop)]
+    command = [sys.executable, "-c", PROGRAM, name, str(folder), str(place / config), str(stop)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == (9 if stop else 0), done.stderr
     return done
@@ -136,7 +140,8 @@ def undisturbed(prepared):
 def test_summaries(undisturbed):
     folder, _ = undisturbed
     _, sft = artifacts(folder, "sft")
-    assert sft["profiles"] == PROFILES - 1 and sft["layers"] == 2 and sft["steps"] == 5
+    assert sft["profiles"] == PROFILES - 3 and sft["layers"] == 2 and sft["steps"] == 5
+    assert sft["evaluation_profiles"] == 2
     assert set(sft["held_out"]) == {"base", "sft"}
     _, osipo = artifacts(folder, "osipo")
     assert set(osipo["held_out"]) == {"base", "sft", "osipo"}
@@ -149,12 +154,50 @@ def test_summaries(undisturbed):
 
 def test_sft_loss_falls_and_osipo_logs_every_update(undisturbed):
     folder, _ = undisturbed
-    losses = [row["loss"] for row in read_steps(folder / "sft" / "steps.jsonl")]
+    logged = read_steps(folder / "sft" / "steps.jsonl")
+    losses = [row["loss"] for row in logged]
     assert len(losses) == 5 and losses[-1] < losses[0] - 0.3
+    held = {row["step"]: row["eval_loss"] for row in logged if "eval_loss" in row}
+    assert list(held) == [2, 4, 5] and held[5] < held[2] and held[5] != losses[-1]
     rows = read_steps(folder / "osipo" / "steps.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["process_weight"] > 0 for row in rows] == [False, True, True, True]
     assert rows[0]["kl"] == 0 and rows[-1]["kl"] > 0
+
+
+def test_the_clock_keeps_its_times_apart(undisturbed):
+    folder, _ = undisturbed
+    for name, count in (("sft", 5), ("osipo", 4)):
+        rows = read_steps(folder / name / "timing.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, count + 1))
+        assert all(row["tokens"] > 0 and row["model_flops"] > 0 for row in rows)
+        assert all(row["model_flops_utilisation"] is None for row in rows)  # no peak is known for a CPU
+        assert "timing.jsonl" not in artifacts(folder, name)[0]
+        assert not any("second" in key for row in read_steps(folder / name / "steps.jsonl") for key in row)
+
+
+def test_all_parameters(prepared):
+    """SFT of all parameters writes a whole student, and OSIPO trains adapters on it."""
+    place, config = prepared
+    config = {
+        **config,
+        "student": {**config["student"], "trainable": "full"},
+        "osipo": {**config["osipo"], "updates": 1},
+    }
+    (place / "full.json").write_text(json.dumps(config))
+    folder = place / "full"
+    shutil.copytree(place / "prepared", folder)
+    for name in ("sft", "osipo"):
+        stage(place, folder, name, config="full.json")
+    assert "student.safetensors" in artifacts(folder, "sft")[0]
+    assert not (folder / "sft" / "adapter.safetensors").exists()
+    (row,) = read_steps(folder / "osipo" / "steps.jsonl")
+    assert row["kl"] == 0 and row["grad_norm"] > 0  # a fresh adapter is the reference
+    with Run(folder, config, lock=False) as run:
+        base, sft, osipo = (load_student(run, which) for which in ("base", "sft", "osipo"))
+    moved = np.abs(np.asarray(sft.params["layers"]["down"]) - np.asarray(base.params["layers"]["down"])).max()
+    assert moved > 1e-3 and not np.asarray(sft.lora["q_b"]).any() and np.asarray(osipo.lora["q_b"]).any()
+    np.testing.assert_array_equal(osipo.params["exit"]["weight"], sft.params["exit"]["weight"])
 
 
 @pytest.mark.parametrize("name,stops", [("sft", (1, 2)), ("osipo", (1, 1))])
