@@ -1,7 +1,8 @@
 """The command line: ``scaletot VERB --config FILE --config.key=value --workdir DIR``.
 
 Exit codes: 0 done; 1 an unexpected failure; 2 usage or configuration; 3 bad input data; 4 a run directory of another
-configuration or in use; 5 a resource ran out; 130 interrupted (continue with the same command).
+configuration or in use; 5 a resource ran out; 6 the quality watch raised an alarm; 7 an audit found a leak;
+75 told to stop by SIGTERM, after saving; 130 interrupted (continue with the same command).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import argparse
 import glob
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from scaletot_jax import __version__
-from scaletot_jax.errors import ConfigError, ScaleToTError
+from scaletot_jax.errors import ConfigError, PreemptedError, ScaleToTError
+from scaletot_jax.parallel import distributed
 
 _LESS = "  what to do: lower teacher.batch_size, sft.batch_size, osipo.prompts or score.batch_size"
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
@@ -25,9 +28,12 @@ VERBS = {
     "sft": "the student learns the chains from the profile alone",
     "osipo": "the student improves on outcomes (segment-aware implicit reward policy optimisation)",
     "distill": "the student's reasoning states become a light profile encoder",
-    "score": "the whole population gets its embedding, without the language model",
+    "score": "the whole population gets its embedding, without the language model; with --model, any table",
     "evaluate": "LTV heads with and without the embedding, intervals, and the verdict",
     "report": "one self-contained HTML page",
+    "export": "the encoder and the heads with ẑ as one directory, from which 'score --model' serves any table",
+    "watch": "is a table, and are its scores, still like those the model learnt from: an alarm ends with exit code 6",
+    "audit": "look for leaks in a run directory: labels, identifiers, users, time and thresholds where they must not be",
     "run": "all of the above from prepare to report; finished stages are not done again",
 }
 
@@ -41,7 +47,7 @@ _EPILOG = """examples:
 Every key of the configuration can be set as --config.section.key=value; 'scaletot plan' prints them all.
 A killed command continues where it was when it is typed again. Exit codes: 0 done, 1 unexpected, 2 usage or
 configuration, 3 bad input, 4 run directory of another configuration or in use, 5 out of disk, memory or budget,
-130 interrupted."""
+6 alarm of the quality watch, 7 an audit found a leak, 75 told to stop by SIGTERM, 130 interrupted."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +65,23 @@ def _parser() -> argparse.ArgumentParser:
         choices=("refuse", "redo"),
         default="refuse",
         help="when a stage in the run directory was done with another configuration (default: refuse, showing what changed)",
+    )
+    parser.add_argument(
+        "--coordinator",
+        default="",
+        metavar="HOST:PORT",
+        help="several processes: where the first listens, the same in all; 'auto' on TPU pods and under Slurm",
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="several processes: how many")
+    parser.add_argument("--process", type=int, metavar="I", help="several processes: the number of this one, from 0")
+    parser.add_argument(
+        "--target",
+        default="",
+        metavar="SLICE",
+        help="with plan: what the steps need on a TPU slice, e.g. v5e-16 or v5p:2x2x4",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="with plan --target: ask the TPU compiler too, which takes minutes"
     )
     parser.add_argument("--version", action="version", version=f"scaletot_jax {__version__}")
     return parser
@@ -88,7 +111,15 @@ def _execute(arguments: Sequence[str]) -> int:
 
     from scaletot_jax.config import load_config, override, validate
 
+    if arguments and arguments[0] == "ab":
+        from scaletot_jax.ab import cli as ab
+
+        return ab.main(arguments[1:])
     rest, overrides = _split_overrides(arguments)
+    from scaletot_jax.population import cli as population
+
+    if population.handles(rest):
+        return population.main(rest, overrides)
     options = _parser().parse_args(rest)
     config = load_config(options.config)
     for key, value in overrides:
@@ -97,15 +128,35 @@ def _execute(arguments: Sequence[str]) -> int:
     workdir = Path(options.workdir or Path("runs") / Path(options.config).stem)
 
     if options.verb == "plan":
+        from scaletot_jax.parallel.tpu.topology import target
         from scaletot_jax.plan import plan, show
 
-        print(show(plan(config, workdir)))
+        where = target(options.target) if options.target else None
+        found = plan(config, workdir)
+        print(show(found))
+        if where is not None:
+            from scaletot_jax.parallel.tpu.plan import plan_target, workloads
+
+            works = workloads(config.to_dict(), *found.padded, where)
+            for text in plan_target(works, found.model, where, compile=options.compile):
+                print(text, flush=True)
         return 0
 
+    if options.verb == "audit":
+        from scaletot_jax.audit import audit
+
+        findings = audit.audit(workdir, config.to_dict())
+        print(audit.show(findings))
+        audit.refuse_leaks(findings, workdir)
+        return 0
+
+    distributed.initialize(options.coordinator, options.processes, options.process)  # before anything wants a device
     from scaletot_jax.pipeline import run_all, verdict
     from scaletot_jax.run import STAGES
 
     run_all(config, workdir, on_change=options.on_change, stages=STAGES if options.verb == "run" else (options.verb,))
+    if not distributed.leads():
+        return 0
     if options.verb in ("run", "report"):
         print(f"report:  {workdir / 'report' / 'report.html'}")
     if options.verb == "run":
@@ -117,6 +168,23 @@ def _execute(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``scaletot`` command; returns the exit code."""
+    try:
+        code = _guarded(arguments)
+    except Exception:
+        if distributed.count() == 1:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code not in (0, PreemptedError.exit_code) and distributed.count() > 1:
+        # The others wait for this process in the middle of a step. An orderly end would wait for them in turn.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(arguments: Sequence[str] | None) -> int:
+    """Runs the command; an expected failure becomes its message and exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not any(glob.glob(pattern) for pattern in _ACCELERATORS):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an installed libtpu would look for a TPU for seconds, noisily

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -95,6 +96,16 @@ def test_a_single_verb_refuses_a_configuration_that_does_not_fit(undisturbed, re
     assert refused.returncode == 4, refused.stdout + refused.stderr
     assert "seed: 0 -> 7" in refused.stderr
     assert line.results(workdir) == before
+
+
+def test_the_audit_finds_nothing_in_a_run_of_ours(undisturbed, recipe, place):
+    workdir, _ = undisturbed
+    copy = place / "audited"
+    shutil.copytree(workdir, copy)
+    done = line.run(recipe, copy, place / "cache", verb="audit")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((copy / "audit.json").read_text())["findings"]
+    assert len(found) == 9 and {finding["status"] for finding in found} == {"clean"}
 
 
 @pytest.mark.parametrize("attempt", range(10 if SOAK else 1))

@@ -196,6 +196,7 @@ def decide(
                 "mean_disagreement": float(nodes[:, 1].mean()),
                 "entropy_quartiles": np.quantile(sample, (0.25, 0.5, 0.75)).tolist(),
                 "above_threshold": float((u > thresholds[segment.name]).mean()),
+                "uncertainties": np.sort(u).tolist(),  # so that an audit can take the quantile again
             }
     calibration = Calibration(pilot.mode, stems, means, prior, entropies, thresholds, frozenset(dropped), guide)
     report = {

@@ -1,0 +1,161 @@
+"""Does a field, or a text, give a label away? Pure.
+
+Four ways, each on the rows where the field is present:
+
+    equal       the field's number is the label's in nearly all rows
+    renamed     the field's value determines the label: rows of one value share one label, where labels differ enough for
+                that to mean something (``"visits: 7"``, label + 3, a code a label)
+    correlated  |Spearman's ρ| of a number, an ordered value or a date with the label is above a bound that no honest
+                field reaches; for unordered values ρ of the mean label of the *other* rows of the same value
+    written     the label's number stands in the text, far more often than another row's label does
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scaletot_jax.evaluation.metrics import spearman
+
+MIN_ROWS = 20  # fewer rows prove nothing
+NEARLY_ALL = 0.99
+CORRELATED = 0.95
+WRITTEN = 0.5  # how much more often a text holds its own row's label than another row's
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\d)")
+
+
+class Suspicion(NamedTuple):
+    """Why a field is taken for a label: ``how`` is one of the four ways, ``figure`` what was measured."""
+
+    field: str
+    label: str
+    how: str
+    figure: float
+
+
+def number_leak(values: np.ndarray, label: np.ndarray, bound: float = CORRELATED) -> tuple[str, float] | None:
+    """How a number, an ordered value's place or a date gives the label away; None where it does not.
+
+    Args:
+      values: [U] float64, NaN where absent.
+      label: [U] float64.
+      bound: of |ρ|.
+    """
+    present = np.isfinite(values)
+    x, y = values[present], label[present]
+    if len(x) < MIN_ROWS or _constant(x) or _constant(y):
+        return None
+    if (same := float(np.mean(x == y))) >= NEARLY_ALL and _share_of_mode(y) < same:
+        return "equal", same
+    if found := _determined(x, y):
+        return "renamed", found
+    rho = abs(spearman(x, y))
+    return ("correlated", float(rho)) if rho >= bound else None
+
+
+def category_leak(
+    values: Sequence[str | None], label: np.ndarray, bound: float = CORRELATED
+) -> tuple[str, float] | None:
+    """The same for unordered values [U], None where absent."""
+    present = np.array([value is not None for value in values])
+    x, y = np.array([value for value in values if value is not None], str), label[present]
+    if len(x) < MIN_ROWS or len(np.unique(x)) < 2 or _constant(y):
+        return None
+    if found := _determined(x, y):
+        return "renamed", found
+    _, codes, counts = np.unique(x, return_inverse=True, return_counts=True)
+    sums = np.bincount(codes, weights=y)[codes]
+    several = counts[codes] > 1
+    if several.sum() < MIN_ROWS or _constant(y[several]):
+        return None
+    others = (sums - y)[several] / (counts[codes] - 1)[several]
+    if _constant(others):
+        return None
+    rho = spearman(others, y[several])
+    return ("correlated", float(rho)) if rho >= bound else None
+
+
+def written_leak(texts: Sequence[str], label: np.ndarray) -> float | None:
+    """The share of texts that hold their own label's number, minus that of the next row's label; None below the bound.
+
+    Only rows whose label is not the commonest one are looked at: "0" stands in many texts for other reasons.
+    """
+    label = np.asarray(label, np.float64)
+    rows = np.flatnonzero(label != _mode(label))
+    if len(rows) < MIN_ROWS or _constant(label[rows]):
+        return None
+    held = [set(map(float, _NUMBER.findall(texts[row]))) for row in map(int, rows)]
+    own = np.array([label[row] in numbers for row, numbers in zip(rows, held)])
+    order = np.argsort(label[rows], kind="stable")
+    other = np.empty(len(rows))
+    other[order] = np.roll(label[rows][order], len(rows) // 2)  # half the sorted list away: rarely the same number
+    differs = other != label[rows]
+    if differs.sum() < MIN_ROWS:
+        return None
+    strange = np.array([value in numbers for value, numbers in zip(other, held)])
+    excess = float(own[differs].mean() - strange[differs].mean())
+    return excess if excess >= WRITTEN else None
+
+
+def suspicions(
+    numbers: Mapping[str, np.ndarray],
+    categories: Mapping[str, Sequence[str | None]],
+    texts: Mapping[str, Sequence[str]],
+    labels: Mapping[str, np.ndarray],
+    bound: float = CORRELATED,
+) -> list[Suspicion]:
+    """All fields against all labels.
+
+    Args:
+      numbers, categories: by field; see :func:`number_leak` and :func:`category_leak`.
+      texts: by name; see :func:`written_leak`.
+      labels: by column.
+    """
+    out = []
+    for column, label in labels.items():
+        for name, values in numbers.items():
+            if found := number_leak(values, label, bound):
+                out.append(Suspicion(name, column, *found))
+        for name, words in categories.items():
+            if found := category_leak(words, label, bound):
+                out.append(Suspicion(name, column, *found))
+        for name, written in texts.items():
+            if excess := written_leak(written, label):
+                out.append(Suspicion(name, column, "written", excess))
+    return out
+
+
+def _determined(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The share of rows whose label is the commonest one of their value, where that is nearly 1 and not trivially so.
+
+    Only values of several rows count, which must make up half of the rows; and the labels must differ within what a
+    constant guess explains.
+    """
+    _, codes, counts = np.unique(x, return_inverse=True, return_counts=True)
+    several = counts[codes] > 1
+    if several.sum() < max(MIN_ROWS, len(x) / 2) or _share_of_mode(y[several]) > 0.9:
+        return None
+    pairs = np.unique(
+        np.stack([codes[several], np.unique(y[several], return_inverse=True)[1]]), axis=1, return_counts=True
+    )
+    best: dict[int, int] = {}
+    for code, count in zip(pairs[0][0], pairs[1]):
+        best[code] = max(best.get(code, 0), int(count))
+    share = sum(best.values()) / several.sum()
+    return float(share) if share >= NEARLY_ALL else None
+
+
+def _mode(values: np.ndarray) -> float:
+    distinct, counts = np.unique(values, return_counts=True)
+    return float(distinct[counts.argmax()])
+
+
+def _share_of_mode(values: np.ndarray) -> float:
+    return float(np.unique(values, return_counts=True)[1].max() / len(values))
+
+
+def _constant(values: np.ndarray) -> bool:
+    return bool(values.min() == values.max())

@@ -1,0 +1,257 @@
+"""Leaks planted one by one in a clean run are each found by the check that is there for them, and by no other."""
+
+import datetime
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from scaletot_jax.audit.audit import CHECKS, CLEAN, LEAK, NOT_REACHED, audit, refuse_leaks, show
+from scaletot_jax.config import default_config
+from scaletot_jax.datasets.synthetic import build_table
+from scaletot_jax.errors import LeakError
+from scaletot_jax.profiles.prepare import prepare
+from scaletot_jax.run import Run
+
+USERS, DAYS = (
+    300,
+    (datetime.date(2026, 1, 1), datetime.date(2026, 2, 15), datetime.date(2026, 4, 1), datetime.date(2026, 5, 15)),
+)
+SCHEMA = {
+    "name": "planted",
+    "id": "user_id",
+    "snapshot": "day",
+    "labels": {"days": {"column": "lt30", "horizon": 30}, "value": {"column": "ltv30", "unit": "dollars"}},
+    "fields": [
+        {"name": "age", "kind": "number", "role": "static"},
+        {"name": "city", "kind": "enum", "role": "static"},
+        {"name": "plan", "kind": "ordered", "role": "static", "values": ["free", "basic", "premium"]},
+        {"name": "interests", "kind": "multi", "role": "static"},
+        {"name": "joined", "kind": "date", "role": "static"},
+        {"name": "visits_30", "kind": "number", "role": "early"},
+    ],
+}
+
+
+def source():
+    """The synthetic population on four days; a user's visits and labels differ from day to day."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for seed, day in enumerate(DAYS):
+        table = build_table(USERS, seed=seed)
+        joined = [day - datetime.timedelta(days=int(n)) for n in rng.integers(0, 900, USERS)]
+        parts.append(
+            table.append_column("day", pa.array([day] * USERS, pa.date32())).append_column("joined", pa.array(joined))
+        )
+    return pa.concat_tables(parts)
+
+
+def prepared(folder, table, extra=()):
+    """A run directory of which ``prepare`` is done, and its configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / "table.parquet")
+    (folder / "schema.yaml").write_text(
+        yaml.safe_dump({**SCHEMA, "fields": [*SCHEMA["fields"], *extra]}, sort_keys=False)
+    )
+    config = default_config()
+    config.data.name, config.data.path, config.data.schema = (
+        "parquet",
+        str(folder / "table.parquet"),
+        str(folder / "schema.yaml"),
+    )
+    config.data.low_activity = False
+    with Run(folder / "run", config.to_dict()) as run:
+        prepare(run)
+    return folder / "run", config.to_dict()
+
+
+def write_results(workdir, config):
+    """What the stages after ``prepare`` leave for the audit: who was reasoned about and trained on, thresholds, chains."""
+    table = pq.read_table(workdir / "prepare" / "population.parquet")
+    split = np.array(table["split"].to_pylist(), object)
+    teacher, distill = (table.take(pa.array(np.flatnonzero(split == name)[:40])) for name in ("teacher", "distill"))
+    for stage, name, rows in (
+        ("teach", "profiles", teacher),
+        ("osipo", "users", teacher),
+        ("distill", "profiles", distill),
+    ):
+        (workdir / stage).mkdir()
+        pq.write_table(rows.select(["row", "group"]), workdir / stage / f"{name}.parquet")
+    chains = pa.table({"exact_key": teacher["exact_key"], "values": [["active", "sport", "2"]] * teacher.num_rows})
+    pq.write_table(chains, workdir / "teach" / "chains.parquet")
+    spread = np.sort(np.random.default_rng(1).random(30)).tolist()
+    pilot = {
+        "calibration": {"thresholds": {"context": float(np.quantile(spread, config["teacher"]["refine_quantile"]))}},
+        "evidence": {"thresholds": {"context": {"uncertainties": spread}}},
+    }
+    (workdir / "teach" / "pilot.json").write_text(json.dumps(pilot))
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    workdir, config = prepared(tmp_path_factory.mktemp("clean"), source())
+    write_results(workdir, config)
+    return workdir, config
+
+
+def found(workdir, config):
+    return {finding.check: finding.status for finding in audit(workdir, config)}
+
+
+def test_a_clean_run_raises_none(clean):
+    findings = audit(*clean)
+    assert [finding.status for finding in findings] == [CLEAN] * len(CHECKS)
+    refuse_leaks(findings, clean[0])
+    assert len(show(findings).splitlines()) == len(CHECKS)
+
+
+def test_a_run_that_is_only_prepared(tmp_path):
+    workdir, config = prepared(tmp_path, source())
+    status = found(workdir, config)
+    assert [name for name, s in status.items() if s == NOT_REACHED] == [
+        "identifiers in chains", "states of users trained on", "thresholds from labels",
+    ]  # fmt: skip
+    assert LEAK not in status.values()
+
+
+def label(table):
+    return np.array(table["lt30"].to_pylist())
+
+
+NEW_FIELDS = {
+    "exact, in nearly all rows": lambda t, rng: (pa.array(np.where(rng.random(len(label(t))) < 0.995, label(t), 99)), "number"),
+    "renamed": lambda t, rng: (pa.array([f"group {7 * n % 31}" for n in label(t)]), "enum"),
+    "another scale": lambda t, rng: (pa.array(3.0 * label(t) + 5), "number"),
+    "correlated": lambda t, rng: (pa.array(label(t) + rng.normal(0, 0.05, len(label(t)))), "number"),
+    "correlated, and mostly missing": lambda t, rng: (
+        pa.array(label(t) + rng.normal(0, 0.05, len(label(t))), mask=rng.random(len(label(t))) < 0.9), "number",
+    ),
+    "as a list": lambda t, rng: (pa.array([[f"v{n}", "all"] for n in label(t)]), "multi"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NEW_FIELDS)
+def test_a_label_among_the_features(tmp_path, kind):
+    table = source()
+    column, of = NEW_FIELDS[kind](table, np.random.default_rng(3))
+    workdir, config = prepared(
+        tmp_path, table.append_column("extra", column), [{"name": "extra", "kind": of, "role": "early"}]
+    )
+    findings = {finding.check: finding for finding in audit(workdir, config)}
+    assert findings["labels in features"].status == LEAK and "'extra'" in findings["labels in features"].detail
+    assert "'lt30'" in findings["labels in features"].detail and "'age'" not in findings["labels in features"].detail
+    with pytest.raises(LeakError, match="labels in features") as error:
+        refuse_leaks(list(findings.values()), workdir)
+    assert error.value.exit_code == 7
+
+
+def test_a_label_in_a_text(tmp_path):
+    table = source()
+    notes = pa.array([f"the customer then came on {n} days" for n in label(table)])
+    extra = {"name": "note", "kind": "text", "role": "static", "render": True}
+    workdir, config = prepared(tmp_path, table.append_column("note", notes), [extra])
+    assert found(workdir, config)["labels in prompts"] == LEAK
+
+
+def test_an_identifier_in_a_prompt(tmp_path):
+    table = source()
+    notes = [
+        f"account {name.upper()}" if i % 50 == 0 else "none" for i, name in enumerate(table["user_id"].to_pylist())
+    ]
+    extra = {"name": "note", "kind": "text", "role": "static", "render": True}
+    workdir, config = prepared(tmp_path, table.append_column("note", pa.array(notes)), [extra])
+    status = found(workdir, config)
+    assert [name for name, s in status.items() if s == LEAK] == ["identifiers in prompts"]
+
+
+def test_a_date_from_the_future(tmp_path):
+    table = source()
+    dates = [day + datetime.timedelta(days=3) for day in table["day"].to_pylist()]
+    workdir, config = prepared(
+        tmp_path, table.set_column(table.column_names.index("joined"), "joined", pa.array(dates))
+    )
+    assert [name for name, s in found(workdir, config).items() if s == LEAK] == ["dates after the snapshot"]
+
+
+def move(workdir, wanted, change):
+    """Rewrites one column of the population: ``change(table) -> (name, list)``."""
+    path = workdir / "prepare" / "population.parquet"
+    table = pq.read_table(path)
+    name, values = change(table)
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
+
+
+def two_splits(table):
+    split, groups = table["split"].to_pylist(), table["group"].to_pylist()
+    row = split.index("head")
+    other = next(i for i, g in enumerate(groups) if g == groups[row] and i != row)
+    return "split", [*split[:other], "distill", *split[other + 1 :]]
+
+
+def late_training(table):
+    split, days = table["split"].to_pylist(), table["day" if "day" in table.column_names else "snapshot"].to_pylist()
+    groups = table["group"].to_pylist()
+    trained = {g for g, s in zip(groups, split) if s == "teacher"}
+    row = next(i for i, g in enumerate(groups) if g in trained and days[i] == max(days))
+    return "split", [*split[:row], "teacher", *split[row + 1 :]]
+
+
+def edit(path, change):
+    table = pq.read_table(path)
+    pq.write_table(change(table), path)
+
+
+def own_label(workdir):
+    split = pq.read_table(workdir / "prepare" / "population.parquet")["split"].to_pylist()
+    row = pa.table({"row": pa.array([split.index("test")]), "group": pa.array(["anybody"])})
+    edit(workdir / "osipo" / "users.parquet", lambda t: pa.concat_tables([t, row.cast(t.schema)]))
+
+
+def tuned_threshold(workdir):
+    path = workdir / "teach" / "pilot.json"
+    pilot = json.loads(path.read_text())
+    pilot["calibration"]["thresholds"]["context"] *= 0.9
+    path.write_text(json.dumps(pilot))
+
+
+def reasoned_about_the_test(workdir):
+    split = pq.read_table(workdir / "prepare" / "population.parquet")["split"].to_pylist()
+    row = pa.table({"row": pa.array([split.index("unused")]), "group": pa.array(["anybody"])})
+    edit(workdir / "teach" / "profiles.parquet", lambda t: pa.concat_tables([t, row.cast(t.schema)]))
+
+
+def named_chain(workdir):
+    table = pq.read_table(workdir / "prepare" / "population.parquet")
+    owner = dict(zip(table["exact_key"].to_pylist(), table["user_id"].to_pylist()))
+    path = workdir / "teach" / "chains.parquet"
+    chains = pq.read_table(path)
+    values = [["active", owner[key]] for key in chains["exact_key"].to_pylist()]
+    pq.write_table(chains.set_column(1, "values", pa.array(values)), path)
+
+
+PLANTED = {
+    "users in two splits": lambda w: move(w, "split", two_splits),
+    "order of time": lambda w: move(w, "split", late_training),
+    "states of users trained on": own_label,
+    "thresholds from labels": tuned_threshold,
+    "identifiers in chains": named_chain,
+}
+
+
+@pytest.mark.parametrize("check", PLANTED)
+def test_a_leak_planted_behind_the_stages(clean, tmp_path, check):
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    PLANTED[check](workdir)
+    assert [name for name, s in found(workdir, clean[1]).items() if s == LEAK] == [check]
+
+
+def test_reasoning_about_a_user_of_another_split(clean, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    reasoned_about_the_test(workdir)
+    assert found(workdir, clean[1])["thresholds from labels"] == LEAK
