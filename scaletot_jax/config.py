@@ -127,6 +127,7 @@ def default_config() -> ConfigDict:
     config.sft.eval_fraction = (
         0.0  # of the teacher's profiles, kept out of SFT; their loss is logged at every checkpoint
     )
+    config.sft.keep = "last"  # last | best: which checkpoint is the result; best goes by the loss above
     config.sft.checkpoint_every = 10
 
     config.osipo = ConfigDict()
@@ -207,6 +208,7 @@ _CHOICES = {
     "teacher.served.api": ("completions", "chat"),
     "student.trainable": ("lora", "full"),
     "student.compute_dtype": ("float32", "bfloat16"),
+    "sft.keep": ("last", "best"),
     **{f"{stage}.remat": ("none", "dots", "full") for stage in ("sft", "osipo")},
     **{f"{stage}.schedule": ("constant", "linear", "cosine") for stage in ("sft", "osipo")},
     "osipo.ratio": ("segment", "token", "sequence"),
@@ -395,6 +397,13 @@ def validate(config: ConfigDict) -> None:
                 where=parts,
                 why=f"{rows} = {flat[rows]} is not a multiple of {flat[parts]}",
             )
+    if flat["sft.keep"] == "best" and not (flat["sft.eval_fraction"] and flat["checkpoint.keep_best"]):
+        raise ConfigError(
+            "the best checkpoint is known by its evaluation loss",
+            where="sft.keep",
+            why=f"sft.eval_fraction = {flat['sft.eval_fraction']}, checkpoint.keep_best = {flat['checkpoint.keep_best']}",
+            do="set both above 0, or sft.keep=last",
+        )
     if flat["teacher.backend"] == "served":
         served.check(config.teacher.served.to_dict(), scoring=flat["teacher.scoring"])
     if flat["data.name"] == "parquet" and not (flat["data.path"] and flat["data.schema"]):

@@ -69,7 +69,7 @@ def test_an_impossible_value_is_refused_before_anything_is_loaded(key, value):
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("distill.layer", "abc"), ("evaluate.level", "2"), ("teacher.refine_quantile", "3"), ("student.num_layers", "-1"),
+        ("distill.layer", "abc"), ("evaluate.level", "2"), ("sft.keep", "best"), ("teacher.refine_quantile", "3"), ("student.num_layers", "-1"),
         ("distill.field_dropout", "1.5"), ("head.penalties", "[]"), ("head.penalties", "[a]"), ("head.learning_rate", "-1"),
         ("lm.max_profile_tokens", "0"), ("distill.width", "0"), ("mesh.data", "-1"), ("sft.learning_rate", ".nan"),
         ("seed", "-1"), ("osipo.clip_low", "1.5"),

@@ -38,6 +38,14 @@ class Keeper:
             extra.update({key: value for key, value in found.record.items() if key != "data"})
         return found.arrays, found.step
 
+    def best(self, state: Any) -> tuple[Any, int] | None:
+        """The kept state with the lowest metric, like ``state``, and its step; None where no unit has a metric.
+
+        To be called after the loop: until then a unit may be under way.
+        """
+        found = checkpoint.restore_best(self._units.directory, state)
+        return None if found is None else (found.arrays, found.step)
+
     def after(
         self,
         step: int,

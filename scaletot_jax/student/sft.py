@@ -54,7 +54,7 @@ def sft(run: Run) -> Stage:
     )
     with jax.set_mesh(make_mesh(**run.config["mesh"])):
         before = held_out_scores(run, stage, "base", student, population)
-        weights = train(run, stage, student, examples, held)
+        weights, kept = train(run, stage, student, examples, held)
         if run.config["student"]["trainable"] == "full":
             trained, written = student.with_params(jax.tree.map(jnp.asarray, weights)), "student.safetensors"
             save_parameters(stage.path(written), weights)
@@ -73,6 +73,7 @@ def sft(run: Run) -> Stage:
         "prompt_tokens": examples.arrays.prompts.shape[1],
         "chain_tokens": examples.arrays.chains.shape[2],
         "steps": steps_in(len(examples.keys), run.config["sft"]["batch_size"], run.config["sft"]["epochs"]),
+        "kept_step": kept,
         "layers": student.config.num_layers,
         "held_out": {"base": before, "sft": after},
     }
@@ -109,14 +110,17 @@ def load_examples(run: Run, population: Population, student: Student) -> Example
     )
 
 
-def train(run: Run, stage: Stage, student: Student, examples: Examples, held: Examples | None = None) -> Any:
+def train(
+    run: Run, stage: Stage, student: Student, examples: Examples, held: Examples | None = None
+) -> tuple[Any, int]:
     """The loop: restore, then batch → step → log → checkpoint until the last epoch ends.
 
     Args:
       held: examples kept out of the training; their loss is logged at every checkpoint.
 
     Returns:
-      What was trained, on the host: the adapter, or the parameters where ``student.trainable`` is ``full``.
+      What was trained, on the host: the adapter, or the parameters where ``student.trainable`` is ``full``; and the step
+      it is from: the last one, or with ``sft.keep = best`` the checkpoint with the lowest evaluation loss.
     """
     settings = run.config["sft"]
     mesh, rules = jax.sharding.get_mesh(), ShardingRules()
@@ -150,7 +154,10 @@ def train(run: Run, stage: Stage, student: Student, examples: Examples, held: Ex
             progress.advance(note=f"loss {values['loss']:.3f}, {speed}")
     log.close()
     clock.close()
-    return gather(state[0])
+    kept = total
+    if settings["keep"] == "best" and (best := keeper.best(state)) is not None:
+        state, kept = best
+    return gather(state[0]), kept
 
 
 def evaluate(

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.config import default_config
@@ -102,6 +104,10 @@ if int(stop):
             units.wait()
             os._exit(9)
     checkpoint.Checkpoints.save = save
+if os.environ.get("EVER_WORSE"):
+    import scaletot_jax.student.sft as sft_stage
+    calls = []
+    sft_stage.evaluate = lambda *rest: calls.append(0) or {"eval_loss": float(os.environ["EVER_WORSE"]) + len(calls)}
 import importlib
 with Run(folder, json.load(open(config))) as run:
     getattr(importlib.import_module("scaletot_jax.student." + name), name)(run)
@@ -198,6 +204,31 @@ def test_all_parameters(prepared):
     moved = np.abs(np.asarray(sft.params["layers"]["down"]) - np.asarray(base.params["layers"]["down"])).max()
     assert moved > 1e-3 and not np.asarray(sft.lora["q_b"]).any() and np.asarray(osipo.lora["q_b"]).any()
     np.testing.assert_array_equal(osipo.params["exit"]["weight"], sft.params["exit"]["weight"])
+
+
+def test_the_best_checkpoint_can_be_the_result(prepared, monkeypatch):
+    """Where every evaluation is worse than the one before, the result is the student of the first."""
+    place, config = prepared
+    config = json.loads(json.dumps(config))
+    config["sft"]["keep"] = "best"
+    (place / "best.json").write_text(json.dumps(config))
+    monkeypatch.setenv("EVER_WORSE", "1")
+    folder = place / "best"
+    shutil.copytree(place / "prepared", folder)
+    stage(place, folder, "sft", config="best.json", stop=1)
+    first = restore_arrays(folder / "sft" / "checkpoints")
+    monkeypatch.setenv("EVER_WORSE", "2")
+    stage(place, folder, "sft", config="best.json")
+    assert artifacts(folder, "sft")[1]["kept_step"] == 2
+    kept = load_file(folder / "sft" / "adapter.safetensors")
+    assert kept.keys() == first.keys() and all(np.array_equal(kept[name], first[name]) for name in kept)
+
+
+def restore_arrays(directory):
+    """The adapter of the newest checkpoint."""
+    with ocp.CheckpointManager(directory.absolute()) as manager:
+        found = manager.restore(manager.latest_step(), args=ocp.args.Composite(arrays=ocp.args.StandardRestore()))
+    return {name: np.asarray(value) for name, value in found["arrays"]["lora"].items()}
 
 
 @pytest.mark.parametrize("name,stops", [("sft", (1, 2)), ("osipo", (1, 1))])
