@@ -39,13 +39,17 @@ def learning(material: Material) -> Markup:
         parts.append(
             el(
                 "p",
-                f"The process reward was switched off from update {update} on: the limit “{rule}” was passed.",
+                f"The process reward was switched off from update {update} on: {STOPPED.get(rule, rule)}.",
                 class_="warn",
             )
         )
     charts = [
         _curve(
-            material.sft_steps, "SFT: loss", {"loss": "whole chain", "answer_loss": "answer"}, "step", "Nats a token."
+            material.sft_steps,
+            "SFT: loss",
+            {"loss": "whole chain", "answer_loss": "answer", "eval_loss": "whole chain, held back"},
+            "step",
+            "Nats a token.",
         )
     ]
     steps = material.osipo_steps
@@ -86,6 +90,12 @@ def held_out_scores(material: Material) -> dict[str, Mapping[str, Any]]:
     return {name: scores[name] for name in ("base", "sft", "osipo") if isinstance(scores.get(name), Mapping)}
 
 
+# Why the process reward is switched off, see student.osipo.fired.
+STOPPED = {
+    "validity": "too many chains had no end",
+    "kl": "the student had moved too far from the one after SFT",
+    "chance": "it did not put a user's chains in the order of their outcomes better than chance",
+}
 STUDENTS = {"base": "Before training", "sft": "After SFT", "osipo": "After OSIPO"}
 
 
