@@ -29,7 +29,7 @@ $(VENV)/.demo: $(VENV)/.made setup.py
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) install --quiet --editable '.[cpu,test,oracle]'
+	$(PIP) install --quiet --editable '.[cpu,test,oracle,ray]'
 	@touch $@
 
 demo: $(VENV)/.demo

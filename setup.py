@@ -1,4 +1,4 @@
-"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), ab (the A/B kit), test (the test suite), oracle (torch, a llama.cpp server)."""
+"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), ab (the A/B kit), export (other formats), test (the test suite), oracle (torch, a llama.cpp server), ray (the Ray engine), bench (peers of benchmarks)."""
 
 from pathlib import Path
 
@@ -43,6 +43,9 @@ TEST = [
 # the A/B kit
 AB = ["statsmodels>=0.15.0", "tea-tasting>=1.14.0"]
 
+# scaletot export --format jax,onnx: jax needs flatbuffers to serialise, onnxruntime is what the gate compares
+EXPORT = ["flatbuffers>=25.12.19", "onnx>=1.23.2", "onnxruntime>=1.31.1"]
+
 setup(
     name="scaletot_jax",
     version="0.1.0",
@@ -59,9 +62,14 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "ab": AB,
-        "test": [*TEST, *AB],
+        "export": EXPORT,
+        "test": [*TEST, *AB, *EXPORT],
         # compared against in tests, never imported by the package; xllamacpp brings a llama.cpp server
         "oracle": ["torch==2.13.0", "xllamacpp>=2026.10.11549"],
+        # scaletot score --engine ray; its tests are skipped where it is absent
+        "ray": ["ray>=2.60.0"],
+        # the peer of benchmarks/population.py, beside torch
+        "bench": ["pandas>=3.1.1"],
     },
     entry_points={"console_scripts": ["scaletot=scaletot_jax.cli:main"]},
     classifiers=[

@@ -24,6 +24,7 @@ import numpy as np
 from scaletot_jax.evaluation import metrics
 from scaletot_jax.evaluation.bootstrap import Interval, bootstrap, paired_difference, percentile_interval
 from scaletot_jax.evaluation.heads import Scaler, fit_heads, free_mixing, hurdle_mixing, predict_heads, ridge
+from scaletot_jax.evaluation.kept_heads import KeptHead
 from scaletot_jax.evaluation.verdict import word
 from scaletot_jax.losses.ltv import hurdle_distribution, hurdle_nll, ziln_mean, ziln_nll
 
@@ -81,7 +82,7 @@ def variants(dense: np.ndarray, z: np.ndarray, untrained: np.ndarray, rows: Rows
 
 def predict(
     target: Target, inputs: Mapping[str, np.ndarray], dense: np.ndarray, rows: Rows, head: Mapping[str, Any], seed: int
-) -> tuple[dict[str, list[Predictions]], Predictions]:
+) -> tuple[dict[str, list[Predictions]], Predictions, KeptHead]:
     """Fits every system on the head rows and predicts the test rows.
 
     Args:
@@ -93,8 +94,8 @@ def predict(
       seed: of the heads; their number is ``head["seeds"]``.
 
     Returns:
-      system → predictions of each seed for the test rows (one entry for constant and ridge); and the predictions of
-      ``profile_z``, averaged over its seeds, for every row.
+      system → predictions of each seed for the test rows (one entry for constant and ridge); the predictions of
+      ``profile_z``, averaged over its seeds, for every row; and its heads.
     """
     y = target.labels
     everyone: list[Predictions] = []
@@ -116,7 +117,9 @@ def predict(
             everyone = [
                 _read(target, one, rows) for one in predict_heads(fitted, x, width=head["width"], mixing=mixing)
             ]
-    return out, average(everyone)
+            cap = float(y[rows.head].max())
+            kept = KeptHead(target.column, target.kind, target.horizon, cap, head["width"], mixing, fitted.params)
+    return out, average(everyone), kept
 
 
 def average(predictions: Sequence[Predictions]) -> Predictions:

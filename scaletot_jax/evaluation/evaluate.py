@@ -33,8 +33,9 @@ from scaletot_jax.encoder.artifact import Encoder, load_encoder, sha256_json
 from scaletot_jax.encoder.model import Inputs, init_params, redact
 from scaletot_jax.encoder.score import compile_embedding, embed_rows, read_embeddings
 from scaletot_jax.errors import DataError
-from scaletot_jax.evaluation import comparison, slices
+from scaletot_jax.evaluation import comparison, kept_heads, slices
 from scaletot_jax.evaluation.comparison import DEFINITIONS, LOWER_IS_BETTER, Predictions, Rows, Target
+from scaletot_jax.evaluation.heads import Scaler
 from scaletot_jax.evaluation.split_audit import UNSEEN, audit_splits, audit_time, audit_training
 from scaletot_jax.evaluation.verdict import verdict
 from scaletot_jax.files import read_json, read_table, write_json, write_table
@@ -58,8 +59,8 @@ class FeatureSet(NamedTuple):
 
 
 def evaluate(run: Run) -> Stage:
-    """Writes ``metrics.json``, ``predictions.parquet`` (one row per test row, target, feature set and system) and
-    ``population.parquet`` (what is served: the expected labels of every row, by the heads with ẑ).
+    """Writes ``metrics.json``, ``predictions.parquet`` (one row per test row, target, feature set and system),
+    ``population.parquet`` (what is served: the expected labels of every row, by the heads with ẑ), and those heads.
 
     Raises:
       DataError: a user lies in two splits or was used to train the language model or the encoder.
@@ -89,13 +90,17 @@ def evaluate(run: Run) -> Stage:
     predictions: list[pa.Table] = []
     configured = next(iter(features))
     served: dict[str, np.ndarray] = {}
+    kept: list[kept_heads.KeptHead] = []
     with Progress("evaluate", len(features) * len(targets), "comparisons") as progress:
         for name, found in features.items():
             inputs = comparison.variants(found.dense, found.z, found.untrained, rows, seed)
             seen = {other: slices.seen_rows(found.coarse, index, rows.test) for other, index in known.items()}
             for target in targets:
-                systems, everyone = comparison.predict(target, inputs, found.dense, rows, run.config["head"], seed)
+                systems, everyone, head = comparison.predict(
+                    target, inputs, found.dense, rows, run.config["head"], seed
+                )
                 if name == configured:
+                    kept.append(head)
                     served |= {
                         f"expected_{target.column}": everyone.mean,
                         f"p_positive_{target.column}": everyone.positive,
@@ -140,9 +145,18 @@ def evaluate(run: Run) -> Stage:
     }
     write_table(stage.path("predictions.parquet"), pa.concat_tables(predictions))
     write_table(stage.path("population.parquet"), _served_rows(table, served))
+    used = features[configured]
+    kept_heads.write_heads(
+        stage.directory,
+        kept,
+        Scaler.fit(np.concatenate([used.dense, used.z], axis=1)[rows.head]),
+        profile_fields=configured,
+        columns=population.features.dense_columns(),
+        dim=used.z.shape[1],
+    )
     write_json(stage.path("metrics.json"), report)
     stage.finish(
-        ["metrics.json", "predictions.parquet", "population.parquet"],
+        ["metrics.json", "predictions.parquet", "population.parquet", *kept_heads.FILES],
         summary={"rows": report["rows"], "verdict": primary},
     )
     return stage

@@ -14,10 +14,10 @@ SHOWN = 5  # bad rows an error lists
 
 
 class Faults:
-    """Bad cells found so far; :meth:`check` raises them together."""
+    """Bad cells found so far; :meth:`check` raises them together. ``first``: number of the first row looked at."""
 
-    def __init__(self, where: str):
-        self.where = where
+    def __init__(self, where: str, first: int = 0):
+        self.where, self.first = where, first
         self.count = 0
         self._cells: list[tuple[int, str, str, str]] = []
 
@@ -27,7 +27,9 @@ class Faults:
         self.count += len(rows)
         for row in rows[:SHOWN].tolist():
             value = values[row].as_py()
-            self._cells.append((row, field, repr(value), reason if isinstance(reason, str) else reason(value)))
+            self._cells.append(
+                (self.first + row, field, repr(value), reason if isinstance(reason, str) else reason(value))
+            )
 
     def check(self) -> None:
         if self.count:

@@ -1,6 +1,5 @@
 """The population pass: every row once, committed by manifest, the same bytes after any kill."""
 
-import contextlib
 import hashlib
 import json
 
@@ -10,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from encoder.made_up_run import MadeUpStudent, files, open_run
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scaletot_jax.encoder import model
 from scaletot_jax.encoder import score as stage_module
 from scaletot_jax.encoder.artifact import load_encoder
 from scaletot_jax.encoder.distill import distill
 from scaletot_jax.errors import DataError, StaleRunError
+from scaletot_jax.population import scoring
 from scaletot_jax.profiles.prepare import open_population
 
 
@@ -39,9 +37,10 @@ def whole(distilled):
 def scored(distilled, whole):
     """The stage's folder with the undisturbed result in it, restored before each test."""
     folder = distilled.workdir / "score"
-    for path in list(folder.rglob("*")):
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
         path.unlink()
     for name, data in whole.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     distilled._finished.pop("score", None)
     return folder
@@ -79,7 +78,7 @@ def test_manifest_states_rows_ranges_and_hashes(scored):
 
 
 def test_again_is_a_no_op(distilled, scored, monkeypatch):
-    monkeypatch.setattr(stage_module, "embed_rows", lambda *_: pytest.fail("a recorded shard was computed again"))
+    monkeypatch.setattr(stage_module, "score_shards", lambda *_: pytest.fail("a recorded shard was computed again"))
     assert again(distilled).done
 
 
@@ -109,9 +108,8 @@ def _empty_shard(folder):
 
 def _not_recorded(folder):
     (folder / "stage.json").unlink()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"] = manifest["shards"][:2]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").unlink()
+    (folder / "records" / "part-00001.json").unlink()
 
 
 def _torn_manifest(folder):
@@ -137,7 +135,6 @@ HARM = [_lose_a_shard, _change_a_shard, _empty_shard, _not_recorded, _torn_manif
 def test_any_harm_is_repaired_to_the_same_bytes(distilled, scored, whole, harm):
     harm(scored)
     again(distilled)
-    (scored / ".part-00003.parquet.1.tmp").unlink(missing_ok=True)
     assert files(scored) == whole
 
 
@@ -145,41 +142,33 @@ class Killed(Exception):
     pass
 
 
-@settings(max_examples=10)
-@given(
-    stops=st.lists(
-        st.tuples(st.sampled_from(["write_table", "_entry", "_write_manifest"]), st.integers(0, 3)), max_size=4
-    )
-)
-def test_any_schedule_of_kills_ends_in_the_same_bytes(distilled, whole, stops):
-    folder = distilled.workdir / "score"
-    for path in list(folder.rglob("*")):
+@pytest.mark.parametrize("name", ["open_parquet", "arrange"])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_kill_of_the_stage_ends_in_the_same_bytes(distilled, scored, whole, monkeypatch, name, count):
+    """Every place of a kill is tried on the commits themselves, in tests/population/test_kills.py."""
+    for path in [path for path in scored.rglob("*") if path.is_file()]:
         path.unlink()
-    for name, count in stops:
-        distilled._finished.pop("score", None)
-        with pytest.MonkeyPatch.context() as patch:
-            real, calls = getattr(stage_module, name), [0]
+    real, calls = getattr(scoring, name), [0]
 
-            def stopping(*args, real=real, calls=calls, count=count, **kwargs):
-                if calls[0] == count:
-                    raise Killed
-                calls[0] += 1
-                return real(*args, **kwargs)
+    def stopping(*args):
+        calls[0] += 1
+        if calls[0] > count:
+            raise Killed
+        return real(*args)
 
-            patch.setattr(stage_module, name, stopping)
-            with contextlib.suppress(Killed):
-                again(distilled)
-    distilled._finished.pop("score", None)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(scoring, name, stopping)
+        again(distilled)
+    assert len(list((scored / "records").iterdir())) == count and not (scored / "stage.json").exists()
     again(distilled)
-    assert files(folder) == whole
+    assert files(scored) == whole
 
 
 def test_shards_of_another_encoder_are_refused(distilled, scored):
     (scored / "stage.json").unlink()
-    manifest = json.loads((scored / "manifest.json").read_text())
-    manifest["fingerprint"] = "0" * 16
-    (scored / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(StaleRunError, match="another encoder"):
+    job = json.loads((scored / "job.json").read_text())
+    (scored / "job.json").write_text(json.dumps({**job, "fingerprint": "0" * 16}))
+    with pytest.raises(StaleRunError, match="another model"):
         again(distilled)
 
 
@@ -187,31 +176,21 @@ def test_readers_refuse_what_is_not_recorded(scored):
     _lose_a_shard(scored)
     with pytest.raises(DataError, match="part-00001"):
         stage_module.read_embeddings(scored)
-    _not_recorded(scored)
+    _no_manifest(scored)
     with pytest.raises(DataError, match="not scored completely"):
         stage_module.read_embeddings(scored)
 
 
 def test_an_embedding_beyond_float16_is_refused(distilled, scored, monkeypatch):
     _lose_a_shard(scored)
-    monkeypatch.setattr(stage_module, "embed_rows", lambda encode, inputs, size: np.full((150, 8), 1e6, np.float32))
+    real = stage_module.compile_columns
+
+    def huge(params, *args, **kwargs):
+        return real({"encoder": jax.tree.map(lambda leaf: leaf * 1e4, params["encoder"])}, *args, **kwargs)
+
+    monkeypatch.setattr(stage_module, "compile_columns", huge)
     with pytest.raises(DataError, match="row 150"):
         again(distilled)
-
-
-@given(st.integers(1, 500), st.integers(1, 200))
-def test_the_plan_covers_every_row_once(rows, shard_rows):
-    shards = stage_module.plan_shards(rows, shard_rows)
-    assert [row for shard in shards for row in range(shard.begin, shard.end)] == list(range(rows))
-    assert len({shard.file for shard in shards}) == len(shards)
-
-
-def test_rows_are_read_across_row_groups(tmp_path):
-    table = pa.table({"row": np.arange(100)})
-    pq.write_table(table, tmp_path / "t.parquet", row_group_size=7)
-    file = pq.ParquetFile(tmp_path / "t.parquet")
-    for begin, end in ((0, 100), (5, 9), (7, 14), (95, 100), (20, 61)):
-        assert stage_module.read_rows(file, begin, end, ["row"])["row"].to_pylist() == list(range(begin, end))
 
 
 def test_one_compiled_program_for_all_batches(distilled):

@@ -29,7 +29,7 @@ def run(z, kind="days", seed=0):
     dense, *_, untrained, days, value = world(seed)
     target = Target("lt30", "days", 30, days) if kind == "days" else Target("ltv30", "value", 0, value)
     inputs = comparison.variants(dense, z, untrained, ROWS, seed)
-    systems, _ = comparison.predict(target, inputs, dense, ROWS, HEAD, seed)
+    systems, *_ = comparison.predict(target, inputs, dense, ROWS, HEAD, seed)
     groups = np.array([f"g{i // 2}" for i in range(USERS)], object)
     table, differences, gains = comparison.score_systems(
         target, systems, ROWS, groups, resamples=300, level=0.95, seed=0
@@ -70,7 +70,7 @@ def test_a_placebo_that_knows_as_much_withdraws_the_attribution():
     dense, true, *_, days, _ = world()
     target = Target("lt30", "days", 30, days)
     inputs = comparison.variants(dense, true, true + 1e-3 * world()[2], ROWS, 0)
-    systems, everyone = comparison.predict(target, inputs, dense, ROWS, HEAD, 0)
+    systems, everyone, _ = comparison.predict(target, inputs, dense, ROWS, HEAD, 0)
     assert len(everyone.mean) == USERS  # what is served to everybody is what was judged on the test rows
     np.testing.assert_allclose(everyone.mean[ROWS.test], comparison.average(systems[WITH]).mean, rtol=1e-5)
     *_, gains = comparison.score_systems(target, systems, ROWS, np.arange(USERS), resamples=200, level=0.95, seed=0)
@@ -136,7 +136,7 @@ def test_hurt_can_be_said():
     z = true.copy()
     z[ROWS.test, 0] *= -1
     target = Target("lt30", "days", 30, days)
-    systems, _ = comparison.predict(target, comparison.variants(dense, z, untrained, ROWS, 0), dense, ROWS, HEAD, 0)
+    systems, *_ = comparison.predict(target, comparison.variants(dense, z, untrained, ROWS, 0), dense, ROWS, HEAD, 0)
     _, differences, _ = comparison.score_systems(
         target, systems, ROWS, np.arange(USERS), resamples=200, level=0.95, seed=0
     )

@@ -9,12 +9,16 @@ import pytest
 from encoder.made_up_run import MadeUpStudent, open_run
 
 from scaletot_jax.encoder.distill import distill
-from scaletot_jax.encoder.score import score
-from scaletot_jax.errors import DataError
+from scaletot_jax.encoder.model import Inputs
+from scaletot_jax.encoder.score import read_embeddings, score
+from scaletot_jax.errors import DataError, StaleRunError
 from scaletot_jax.evaluation import evaluate as stage_module
 from scaletot_jax.evaluation import slices
 from scaletot_jax.evaluation.comparison import METRICS, PLACEBOS, WITH, WITHOUT
 from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED
+from scaletot_jax.population import export as export_module
+from scaletot_jax.population.export import export_model
+from scaletot_jax.population.model import FILES, serve
 from scaletot_jax.profiles.prepare import open_population
 
 
@@ -136,3 +140,45 @@ def test_a_test_user_that_was_trained_on_is_refused(evaluated, used):
             stage_module._audit(run, population, np.asarray(groups, object))
     finally:
         path.write_bytes(original)
+
+
+@pytest.fixture(scope="module")
+def exported(evaluated, tmp_path_factory):
+    return export_model(evaluated[0], tmp_path_factory.mktemp("served") / "model")
+
+
+def test_the_exported_model_says_what_was_judged(evaluated, exported):
+    """The embedding is the encoder's own; labels up to ẑ's rounding to float16, on which the heads learnt."""
+    run, stage, _ = evaluated
+    inputs = Inputs(*exported.space.encode(open_population(run).table))
+    got = serve(exported.params, spec=exported.spec, inputs=inputs)
+    want = read_embeddings(run.workdir / "score")
+    np.testing.assert_allclose(got.embedding, want, atol=2e-3 * np.abs(want).max())
+    table = pq.read_table(stage.path("population.parquet"))
+    for target, label in zip(exported.spec.targets, got.labels):
+        for name, values in (("expected", label.mean), ("p_positive", label.positive)):
+            judged = table[f"{name}_{target.column}"].to_numpy()
+            np.testing.assert_allclose(values, judged, rtol=5e-3, atol=1e-3)
+            assert judged.std() > 0
+        assert (np.diff(label.quantiles, axis=1) >= 0).all() and label.quantiles.max() <= target.cap + target.horizon
+
+
+def test_an_export_has_a_reference_and_the_programs_asked_for(evaluated, exported, tmp_path, monkeypatch):
+    table = open_population(evaluated[0]).table
+    train = sum(split in ("teacher", "distill", "head") for split in table["split"].to_pylist())
+    assert exported.reference["rows"] == train and len(exported.reference["scores"]) == 4
+    asked = []
+    monkeypatch.setattr(export_module, "write_exports", lambda *arguments: asked.append(arguments))
+    model = export_model(evaluated[0], tmp_path / "model", ("onnx",))
+    assert asked[0][0] is model and asked[0][1] == ("onnx",) and asked[0][2].equals(table)
+
+
+def test_an_export_is_the_same_when_made_again_and_takes_no_folder_of_others(evaluated, exported, tmp_path):
+    run, out = evaluated[0], exported.directory
+    again = export_model(run, tmp_path / "again")
+    assert {path.name for path in out.iterdir()} == {*FILES, "model.json"}
+    assert all((out / name).read_bytes() == (again.directory / name).read_bytes() for name in (*FILES, "model.json"))
+    assert export_model(run, again.directory).fingerprint == exported.fingerprint
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(StaleRunError, match="other things"):
+        export_model(run, tmp_path)

@@ -1,0 +1,56 @@
+"""The verb ``export``: a finished run becomes a served model that needs the run no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaletot_jax.errors import StaleRunError
+from scaletot_jax.evaluation import kept_heads
+from scaletot_jax.export.write import write_exports
+from scaletot_jax.files import disk_errors, read_table
+from scaletot_jax.population.model import ENCODER, ServedModel, copy_parts, seal_model
+from scaletot_jax.population.watch import training_reference
+from scaletot_jax.run import Run
+
+
+def export_model(run: Run, out: str | Path, formats: Sequence[str] = ()) -> ServedModel:
+    """Writes the served model of a run with ``distill`` and ``evaluate`` finished.
+
+    Args:
+      run: may be opened without its lock.
+      out: a new directory, or one of an earlier export, which is replaced file by file, model.json first removed and last
+        written.
+      formats: programs to write beside the model, see :func:`scaletot_jax.export.write.write_exports`.
+
+    Raises:
+      StaleRunError: a stage is not finished or was done by a version that did not keep the heads; ``out`` holds other
+        things.
+      DataError: an exported program does not agree with the model; the model is whole, the program is not written.
+    """
+    out = Path(out)
+    stages = {name: run.finished(name) for name in ("prepare", "distill", "evaluate")}
+    heads = {name: stages["evaluate"].path(name) for name in kept_heads.FILES}
+    if not all(path.is_file() for path in heads.values()):
+        raise StaleRunError(
+            "the finished stage 'evaluate' kept no heads",
+            where=str(stages["evaluate"].directory),
+            why="it was done by an earlier version",
+            do=f"delete {stages['evaluate'].directory} and run 'scaletot evaluate' again",
+        )
+    if (
+        out.is_dir()
+        and any(out.iterdir())
+        and not (out / "encoder.json").exists()
+        and not (out / "model.json").exists()
+    ):
+        raise StaleRunError("the directory holds other things", where=str(out), do="choose another --out")
+    population = read_table(stages["prepare"].path("population.parquet"))
+    sources = {name: stages["distill"].path(name) for name in ENCODER}
+    sources |= {name: stages["prepare"].path(name) for name in ("features.json", "schema.json")}
+    with disk_errors(out):
+        copy_parts(sources | heads, out)
+        results = {name: stage.result for name, stage in stages.items()}
+        model = seal_model(out, reference=lambda model: training_reference(model, population), run=results)
+        write_exports(model, formats, population)
+        return model
