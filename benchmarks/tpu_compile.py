@@ -23,6 +23,8 @@ LONG = dict(prompt=512, chains=4, length=384)  # 2048 tokens a row
 CASES = {
     "0.5B LoRA SFT, v5e:1x1": ("qwen2.5-0.5b", "v5e:1x1", Workload("sft", **COLAB)),
     "0.5B LoRA OSIPO, v5e:1x1": ("qwen2.5-0.5b", "v5e:1x1", Workload("osipo", **COLAB)),
+    "0.5B LoRA SFT, einsum, v5e:1x1": ("qwen2.5-0.5b", "v5e:1x1", Workload("sft", attention="einsum", **COLAB)),
+    "0.5B LoRA OSIPO, einsum, v5e:1x1": ("qwen2.5-0.5b", "v5e:1x1", Workload("osipo", attention="einsum", **COLAB)),
     "8B sampler, v5e:2x4": ("llama3.1-8b", "v5e:2x4", Workload("decode", tensor=8, rows=4, prompt=1024, chains=4, length=1024)),
     "8B full SFT, v5e:4x4": ("llama3.1-8b", "v5e:4x4", Workload("full_sft", fsdp=16, rows=16, **LONG)),
     "8B LoRA OSIPO, v5e:2x2": ("llama3.1-8b", "v5e:2x2", Workload("osipo", fsdp=4, rows=4, prompt=256, chains=4, length=192)),

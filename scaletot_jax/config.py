@@ -48,7 +48,6 @@ def default_config() -> ConfigDict:
     config.lm.weights = "smollm2"  # smollm2 | a .gguf file | a Hugging Face directory
     config.lm.chain_spec = ""  # a chain specification file or built-in name; empty: the data set's own
     config.lm.max_profile_tokens = 120
-    config.lm.attention = "auto"  # auto (by the backend) | einsum | dot_product | splash (TPU), see lm/attend.py
 
     # teacher
     config.teacher = ConfigDict()
@@ -98,6 +97,7 @@ def default_config() -> ConfigDict:
     config.student.compute_dtype = (
         "float32"  # of matrix products in SFT and OSIPO: float32 | bfloat16; masters are float32
     )
+    config.student.attention = "auto"  # by the backend, or einsum | dot_product | splash (TPU), see lm/attend.py
     config.student.lora_rank = 16
     config.student.lora_alpha = 32.0
 
@@ -200,7 +200,7 @@ def default_config() -> ConfigDict:
 _CHOICES = {
     "data.name": ("complete_journey", "oulad", "kuairand_pure", "synthetic", "parquet"),
     "data.profile_fields": ("static", "static+early"),
-    "lm.attention": ("auto", "einsum", "dot_product", "splash"),
+    "student.attention": ("auto", "einsum", "dot_product", "splash"),
     "teacher.answer": ("direct", "chain", "pooled"),
     "teacher.scoring": ("auto", "trie", "full"),
     "teacher.guide": ("both", "entropy", "disagreement"),

@@ -73,7 +73,7 @@ class Plan(NamedTuple):
     rates: Rates
     stages: list[StagePlan]
     served: Estimate | None = None  # of a served teacher
-    model: Any = None  # the language model's configuration
+    model: Any = None  # the student's shape
     padded: tuple[int, int] = (0, 0)  # lengths of a prompt and of a chain in the student's steps
 
 
@@ -104,7 +104,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> Plan:
         rates=rates,
         stages=stages,
         served=served,
-        model=lm.config,
+        model=student_shape(run.config, lm.config),
         padded=(lengths.prompt, lengths.chain),
     )
 
@@ -155,6 +155,12 @@ def _lengths(config: Mapping[str, Any], population: Population, tokenizer: Any) 
     counts = [min(limit, len(tokenizer.encode(population.renderer.text(row)))) for row in sample]
     chain = compile_chain(spec_of_run(config), tokenizer.encode, tokenizer.eos_id)
     return _Lengths(float(np.mean(counts)), round_up(len(tokenizer.start) + limit, PROMPT_MULTIPLE), chain.max_length)
+
+
+def student_shape(config: Mapping[str, Any], model: Any) -> Any:
+    """The student's LMConfig: the first ``student.num_layers`` layers of the language model, all where it is 0."""
+    layers = config["student"]["num_layers"] or model.num_layers
+    return dataclasses.replace(model, num_layers=layers, windows=model.windows[:layers])
 
 
 def measure(lm: Any, config: Mapping[str, Any], lengths: _Lengths, *, seconds: float = 2.0) -> Rates:
@@ -256,12 +262,10 @@ def _stages(
     available = {name: len(pc.unique(table.filter(pc.equal(splits, name))["exact_key"])) for name in ("distill", "val")}
 
     weights = sum(np.size(leaf) for leaf in _leaves(lm.params)) * 4 / GIB
-    depth = (config["student"]["num_layers"] or lm.config.num_layers) / lm.config.num_layers
+    shape = student_shape(config, lm.config)
+    depth = shape.num_layers / lm.config.num_layers
     width = lm.config.hidden_size
     base = 0.7  # interpreter, jax and compiled programs
-
-    layers = round(depth * lm.config.num_layers)
-    shape = dataclasses.replace(lm.config, num_layers=layers, windows=lm.config.windows[:layers])
 
     def activations(section: Mapping[str, Any], prompts: int, length: int) -> float:
         """GiB that the backward pass of one micro-batch holds."""
@@ -307,7 +311,12 @@ def _stages(
         sft_tokens,
         2 * COMPILE_S + calibration + sft_tokens / rates.training + 2 * evaluation,
         sft_memory,
-        40 + full * weights * depth * 1024 * (1 + 3 * (config["checkpoint"]["keep"] + 1)),
+        40
+        + full
+        * weights
+        * depth
+        * 1024
+        * (1 + 3 * (config["checkpoint"]["keep"] + config["checkpoint"]["keep_best"] + 1)),
     )
     together = lengths.prompt + osipo["rollouts"] * lengths.chain
     packed, replayed = osipo["prompts"] * together, osipo["prompts"] * several

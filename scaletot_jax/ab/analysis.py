@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +24,10 @@ import pyarrow as pa
 from scaletot_jax.ab.intervals import fieller, sequential_radius
 from scaletot_jax.ab.power import detectable_lift
 from scaletot_jax.ab.table import Outcome, winsorised
-from scaletot_jax.errors import ConfigError
+from scaletot_jax.errors import ConfigError, DataError
 
 ARM, FORMS = "arm", ("plain", "cuped", "cupac", "winsorised", "active", "if_active")
+MOST_CORRELATED = 1 - 1e-9
 MISMATCH = 0.001  # p-value of the sample ratio below which no figure is to be believed
 
 
@@ -109,7 +111,7 @@ def analyse(
       planned: units of an experiment that is looked at while it runs; 0: it is looked at once, at its end.
 
     Raises:
-      ConfigError: the libraries are not installed, or the ratio does not name the arms.
+      ConfigError: the libraries are not installed, or the ratio does not name the arms or has a share of zero.
     """
     try:
         import tea_tasting as tt
@@ -140,6 +142,13 @@ def sample_ratio(units: dict[str, int], ratio: dict[str, float] | None) -> float
             "the ratio names other arms", where="ratio", why=f"{sorted(ratio)}, the table has {sorted(units)}"
         )
     shares = np.array([1.0 if ratio is None else ratio[name] for name in units])
+    if not (np.isfinite(shares).all() and (shares > 0).all()):
+        raise ConfigError(
+            "a planned share must be above zero",
+            where="ratio",
+            why=", ".join(f"'{name}' {share:g}" for name, share in zip(units, shares)),
+            do="state how units were assigned, such as old=1 and new=1, and leave out arms that nobody was assigned to",
+        )
     seen = np.array(list(units.values()), float)
     return float(chisquare(seen, shares / shares.sum() * seen.sum())[1])
 
@@ -165,6 +174,13 @@ def _compare(
     for form, name in (("cuped", outcome.before), ("cupac", outcome.prediction)):
         if name:
             columns[form] = data[name][rows]
+            if min(y.std(), columns[form].std()) > 0 and abs(np.corrcoef(columns[form], y)[0, 1]) > MOST_CORRELATED:
+                raise DataError(
+                    "a covariate is the outcome itself",
+                    where=f"column '{name}' for outcome '{outcome.column}'",
+                    why="their correlation is one; an adjustment by it would adjust the effect away",
+                    do="name a column that was known before the assignment",
+                )
             metrics[form] = tt.Mean("y", form, confidence_level=level)
     metrics |= {
         "winsorised": tt.Mean("clipped", confidence_level=level),
@@ -187,9 +203,9 @@ def _compare(
             effects.append(Effect(form, value, value, 0.0, 0.0, 0.0, *(3 * (0.0,)), 1.0, math.nan, None))
             continue
         r, plain = told[form], told["plain"]
-        error = abs(r.effect_size / r.statistic) if r.statistic else math.nan
+        error = _width(r) / 2 / NormalDist().inv_cdf(0.5 + level / 2)
         sequence = None
-        if planned and math.isfinite(error):
+        if planned:
             radius = sequential_radius(error, len(y), planned, level)
             sequence = (r.effect_size - radius, r.effect_size + radius)
         adjusted = form in ("cuped", "cupac")

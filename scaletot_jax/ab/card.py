@@ -107,4 +107,6 @@ def _sequence(effect: Effect) -> str:
 
 
 def _percent(value: float) -> str:
+    if math.isnan(value):
+        return "unknown"
     return f"{value:+.2%}" if math.isfinite(value) else ("∞" if value > 0 else "−∞")

@@ -147,6 +147,9 @@ def _identifiers_in_chains(m: _Material) -> Result:
         return NOT_REACHED, "no chains yet"
     chains = read_table(path)
     rows = {key: row for row, key in reversed(list(enumerate(m.table["exact_key"].to_pylist())))}
+    foreign = [key for key in chains["exact_key"].to_pylist() if key not in rows]
+    if foreign:
+        return LEAK, f"{len(foreign)} chains belong to no profile of the population, first {foreign[0]}"
     owners = [rows[key] for key in chains["exact_key"].to_pylist()]
     texts = [" ".join(str(value) for value in values) for values in chains["values"].to_pylist()]
     for column in ("user_id", "group"):
@@ -190,7 +193,12 @@ def _thresholds(m: _Material) -> Result:
     if not path.exists():
         return NOT_REACHED, "no pilot yet"
     pilot, quantile = read_json(path), m.config["teacher"]["refine_quantile"]
+    owner = m.workdir / "teach" / "owner.json"  # what teach was run with, whatever this command was given
+    if owner.exists():
+        quantile = read_json(owner)["config"].get("teacher.refine_quantile", quantile)
     for segment, evidence in pilot["evidence"]["thresholds"].items():
+        if "uncertainties" not in evidence:
+            return NOT_REACHED, "the pilot was made by an earlier version, which did not keep its uncertainties"
         stated = pilot["calibration"]["thresholds"][segment]
         expected = float(np.quantile(evidence["uncertainties"], quantile))
         if abs(stated - expected) > 1e-9:

@@ -62,10 +62,10 @@ def by_kernel(
     if config.windows or tree is None:
         raise DataError(
             "splash attention cannot compute this",
-            where="lm.attention=splash",
+            where="student.attention=splash",
             why="the model has sliding windows"
             if config.windows
             else "the mask is neither causal nor a tree of chains",
-            do="use lm.attention=dot_product",
+            do="use student.attention=dot_product",
         )
     return splash(q, k, v, valid, tree, rules=rules)

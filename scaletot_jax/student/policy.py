@@ -106,7 +106,15 @@ def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = No
 def build_student(run: Run, params: dict[str, Any], config: LMConfig, tokenizer: Tokenizer) -> Student:
     """The student with a fresh adapter, drawn from the run's seed."""
     settings = run.config["student"]
-    config = dataclasses.replace(config, attention=choose(run.config["lm"]["attention"]))  # type: ignore[arg-type]
+    attention = choose(settings["attention"])
+    if attention == "splash" and config.windows:
+        raise ConfigError(
+            "splash attention knows no sliding windows",
+            where="student.attention",
+            why=f"layers of '{config.family}' see {sorted(set(config.windows) - {0})} tokens",
+            do="set student.attention=dot_product",
+        )
+    config = dataclasses.replace(config, attention=attention)  # type: ignore[arg-type]
     chain = compile_for(spec_of_run(run.config), tokenizer, config.vocab_size)
     key = jax.random.fold_in(jax.random.key(run.config["seed"]), ADAPTER_STREAM)
     return Student(

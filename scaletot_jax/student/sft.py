@@ -142,8 +142,9 @@ def train(
             batch = place(arrays, batch_shardings(arrays, mesh, rules))
             state, metrics = step(state, *frozen, batch)
             values = {name: float(value) for name, value in metrics.items()}
+            real = arrays.weights > 0  # the last batch of an epoch is filled up with profiles that have no chain
             work = count_work(
-                arrays.prompt_valid, arrays.chain_valid & (arrays.weights > 0)[..., None], vocabulary=True
+                arrays.prompt_valid & real.any(1)[:, None], arrays.chain_valid & real[..., None], vocabulary=True
             )
             speed = clock.stop(number, work.tokens, model_flops(student.config, work, FULL if full else LORA))
             due = number % settings["checkpoint_every"] == 0 or number == total

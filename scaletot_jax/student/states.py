@@ -21,6 +21,7 @@ from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.model import forward
 from scaletot_jax.lm.padding import round_up
+from scaletot_jax.lm.splash import Tree
 from scaletot_jax.student.constrained import GrammarArrays, closed_segments
 from scaletot_jax.student.packing import gather, pack
 from scaletot_jax.student.policy import PROMPT_MULTIPLE, Student, encode_prompts
@@ -66,6 +67,7 @@ def read_states(
     params, config = truncate(params, config, depth)
     lora = jax.tree.map(lambda leaf: leaf[:depth], lora)
     packed = pack(prompts, prompt_valid, rollouts.tokens, rollouts.valid)
+    _, count, length = rollouts.tokens.shape
     out = forward(
         params,
         config,
@@ -73,11 +75,11 @@ def read_states(
         valid=packed.valid,
         positions=packed.positions,
         mask=packed.mask,
+        tree=Tree(prompts.shape[1], count, length),
         lora=lora,
         lora_scale=lora_scale,
         collect_layers=layers,
     )
-    _, count, length = rollouts.tokens.shape
     begin = prompts.shape[1] + length * jnp.arange(count)[None, :, None]
     places = begin + closing_places(rollouts, grammar, num_segments)
     last = jnp.sum(prompt_valid, axis=1) - 1

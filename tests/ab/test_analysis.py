@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from scaletot_jax.ab.analysis import analyse
-from scaletot_jax.ab.card import markdown, to_json
+from scaletot_jax.ab.card import markdown, to_json, verdict
 from scaletot_jax.ab.table import Outcome, check_table
 from scaletot_jax.cli import main
-from scaletot_jax.errors import DataError
+from scaletot_jax.errors import ConfigError, DataError
 
 pytest.importorskip("tea_tasting")
 pytest.importorskip("statsmodels")
@@ -113,11 +113,30 @@ def test_a_broken_assignment_is_told_before_anything_else():
     assert run(experiment(share=0.56), ratio={"old": 0.44, "new": 0.56}).believable
 
 
+@pytest.mark.parametrize("share", [0.0, -1.0, math.nan, math.inf])
+def test_a_share_that_nobody_can_have_planned_is_refused(share):
+    with pytest.raises(ConfigError, match="above zero"):
+        run(experiment(400), ratio={"old": share, "new": 2.0})
+
+
+def test_an_interval_that_nobody_knows_is_not_called_infinite():
+    """Such as that of an outcome which its covariate repeats."""
+    days = run(experiment(400)).comparisons[0]
+    unknown = [e._replace(lift=0.0, lift_low=math.nan, lift_high=math.nan) for e in days.effects]
+    said = verdict(days._replace(effects=tuple(unknown), p_holm=math.nan), 0.95, True)
+    assert "cannot be told" in said and "[unknown, unknown]" in said
+
+
 def test_looking_early_costs_width():
     effects = run(experiment(), planned=4000).comparisons[0].effects
     for effect in effects:
         assert effect.sequential[0] < effect.low and effect.high < effect.sequential[1]
     assert run(experiment()).comparisons[0].effects[0].sequential is None
+
+
+def test_a_covariate_that_is_the_outcome_is_refused():
+    with pytest.raises(DataError, match="'expected' for outcome 'lt30'"):
+        run(experiment(400).set_column(3, "expected", experiment(400)["lt30"].cast(pa.float64())))
 
 
 def test_the_card_names_what_is_not_stated():

@@ -250,6 +250,25 @@ def test_a_leak_planted_behind_the_stages(clean, tmp_path, check):
     assert [name for name, s in found(workdir, clean[1]).items() if s == LEAK] == [check]
 
 
+def test_thresholds_are_judged_by_what_the_stage_was_run_with(clean, tmp_path):
+    workdir, config = tmp_path / "run", json.loads(json.dumps(clean[1]))
+    shutil.copytree(clean[0], workdir)
+    (workdir / "teach" / "owner.json").write_text(json.dumps({"config": {"teacher.refine_quantile": 0.95}}))
+    config["teacher"]["refine_quantile"] = 0.5
+    assert found(workdir, config)["thresholds from labels"] == CLEAN
+    pilot = json.loads((workdir / "teach" / "pilot.json").read_text())
+    del pilot["evidence"]["thresholds"]["context"]["uncertainties"]
+    (workdir / "teach" / "pilot.json").write_text(json.dumps(pilot))
+    assert found(workdir, config)["thresholds from labels"] == NOT_REACHED
+
+
+def test_chains_of_nobody(clean, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    edit(workdir / "teach" / "chains.parquet", lambda t: t.set_column(0, "exact_key", pa.array(["x"] * t.num_rows)))
+    assert found(workdir, clean[1])["identifiers in chains"] == LEAK
+
+
 def test_reasoning_about_a_user_of_another_split(clean, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(clean[0], workdir)

@@ -37,7 +37,7 @@ def workloads(config: Mapping[str, Any], prompt: int, chain: int, where: Target)
             why=f"data={data} × fsdp={fsdp} × tensor={tensor} of {where.chips} chips ({where.name})",
             do="set mesh.data=0, and mesh.fsdp and mesh.tensor to what divides the number of chips",
         )
-    attention = config["lm"]["attention"]
+    attention = config["student"]["attention"]
     common: dict[str, Any] = dict(
         data=data,
         fsdp=fsdp,
