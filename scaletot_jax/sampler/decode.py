@@ -163,8 +163,11 @@ def _next_token(params, config, constraint: Constraint, slots: Slots, features: 
         drawn = sample(scores, candidates >= 0)
         return jnp.take_along_axis(candidates, drawn.place[:, None], axis=1)[:, 0], drawn.logp, drawn.entropy
 
+    allowed = automata.allowed_tokens(constraint, slots.state) if features.kinds.free else jnp.ones_like(logits, bool)
+    measured = draw.measure(logits, allowed)
+
     def from_vocabulary() -> tuple[jax.Array, jax.Array, jax.Array]:
-        drawn = sample(logits, automata.allowed_tokens(constraint, slots.state))
+        drawn = sample(logits, allowed, allowed_entropy=measured.allowed_entropy)
         return drawn.place, drawn.logp, drawn.entropy
 
     if features.kinds.free and features.kinds.listed:
@@ -173,7 +176,10 @@ def _next_token(params, config, constraint: Constraint, slots: Slots, features: 
     else:
         token, logp, entropy = from_vocabulary() if features.kinds.free else from_list()
     zeros = jnp.zeros_like(slots.temperature)
-    own, own_entropy = draw.model_statistics(logits, token) if features.statistics else (zeros, zeros)
+    own, own_entropy = zeros, zeros
+    if features.statistics:
+        own = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - measured.normaliser
+        own_entropy = measured.entropy
     return token, Trace(token, logp, own, own_entropy, entropy)
 
 

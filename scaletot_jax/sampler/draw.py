@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 _LOW = -1e30  # stands for −inf: finite, so that 0 · it is 0 and no difference is NaN
+_SURE = 1e-13  # e^-30: allowed tokens of less weight than this may have been lost to rounding
 _BLOCK = 256  # tokens of a block in the two-level cumulative sum
 
 
@@ -40,6 +41,20 @@ class Drawn(NamedTuple):
     entropy: jax.Array
 
 
+class Measured(NamedTuple):
+    """What one pass over the logits says, all [B] float32 in nats.
+
+    Attributes:
+      normaliser: logsumexp over the vocabulary; log p(v) = z_v − normaliser.
+      entropy: of the model's own distribution, at τ = 1 over the vocabulary.
+      allowed_entropy: of that distribution restricted to the allowed tokens.
+    """
+
+    normaliser: jax.Array
+    entropy: jax.Array
+    allowed_entropy: jax.Array
+
+
 def draw(
     logits: jax.Array,
     allowed: jax.Array,
@@ -48,6 +63,7 @@ def draw(
     temperature: jax.Array,
     top_k: jax.Array | None = None,
     top_p: jax.Array | None = None,
+    allowed_entropy: jax.Array | None = None,
 ) -> Drawn:
     """Draws one token a row.
 
@@ -58,6 +74,7 @@ def draw(
       temperature: [B] float32 ≥ 0; 0 is greedy.
       top_k: [B] int32, 0 = off; None compiles nothing for it.
       top_p: [B] float32 in (0, 1], 1 = off; None compiles nothing for it.
+      allowed_entropy: [B], where :func:`measure` has given it already.
     """
     masked = jnp.where(allowed, logits, _LOW)
     greedy = temperature <= 0
@@ -75,29 +92,41 @@ def draw(
     index = jnp.where(greedy, _first_highest(masked), index)
     chosen = jnp.take_along_axis(scaled, index[:, None], axis=-1)[:, 0]
     logp = jnp.where(greedy, 0.0, chosen - highest[:, 0] - jnp.log(jnp.maximum(total, 1e-38)))
-    return Drawn(index.astype(jnp.int32), logp, entropy(logits, allowed))
+    return Drawn(
+        index.astype(jnp.int32), logp, entropy(logits, allowed) if allowed_entropy is None else allowed_entropy
+    )
 
 
-def entropy(logits: jax.Array, allowed: jax.Array | None = None) -> jax.Array:
+def measure(logits: jax.Array, allowed: jax.Array) -> Measured:
+    """Both entropies and the normaliser from one set of exponentials, where each alone would take its own.
+
+    With w = exp(z − max z) and sums over all tokens and over the allowed ones C,
+
+        H = ln Σ w − Σ w ln w / Σ w,     H_C = ln Σ_C w − Σ_C w ln w / Σ_C w
+
+    A row whose allowed tokens all lie some 30 nats below the largest logit would lose them to rounding: where there is
+    one, :func:`entropy` is taken instead, which has a maximum of its own.
+    """
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    shifted = logits - highest
+    weights = jnp.exp(shifted)
+    mixed = weights * shifted
+    total, kept = jnp.sum(weights, axis=-1), jnp.sum(jnp.where(allowed, weights, 0.0), axis=-1)
+    known = kept > _SURE
+    safe = jnp.where(known, kept, 1.0)
+    inside = jnp.log(safe) - jnp.sum(jnp.where(allowed, mixed, 0.0), axis=-1) / safe
+    inside = jax.lax.cond(jnp.all(known), lambda: inside, lambda: jnp.where(known, inside, entropy(logits, allowed)))
+    log_total = jnp.log(total)
+    return Measured(highest[:, 0] + log_total, log_total - jnp.sum(mixed, axis=-1) / total, inside)
+
+
+def entropy(logits: jax.Array, allowed: jax.Array) -> jax.Array:
     """−Σ p ln p [B] in nats of softmax(logits [B, N]) over the allowed tokens: logsumexp(z) − Σ p z."""
-    return _entropy_and_normaliser(logits, allowed)[0]
-
-
-def model_statistics(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What the model itself says, at τ = 1 over the vocabulary: log p(token) and the entropy, each [B] in nats."""
-    h, normaliser = _entropy_and_normaliser(logits, None)
-    return jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - normaliser, h
-
-
-def _entropy_and_normaliser(logits: jax.Array, allowed: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    masked = logits if allowed is None else jnp.where(allowed, logits, _LOW)
-    highest = jnp.max(masked, axis=-1, keepdims=True)
-    shifted = masked - highest
-    weights = jnp.exp(shifted) if allowed is None else jnp.where(allowed, jnp.exp(shifted), 0.0)
-    total = jnp.sum(weights, axis=-1)
-    safe = jnp.maximum(total, 1e-38)
-    log_total = jnp.log(safe)
-    return log_total - jnp.sum(weights * shifted, axis=-1) / safe, highest[:, 0] + log_total
+    masked = jnp.where(allowed, logits, _LOW)
+    shifted = masked - jnp.max(masked, axis=-1, keepdims=True)
+    weights = jnp.where(allowed, jnp.exp(shifted), 0.0)
+    safe = jnp.maximum(jnp.sum(weights, axis=-1), 1e-38)
+    return jnp.log(safe) - jnp.sum(weights * shifted, axis=-1) / safe
 
 
 def _inverse_cumulative(weights: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:

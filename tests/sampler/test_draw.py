@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaletot_jax.sampler.draw import draw, entropy, model_statistics
+from scaletot_jax.sampler.draw import draw, entropy, measure
 
 _draw = jax.jit(draw)
 
@@ -100,15 +100,27 @@ def test_filters_that_are_off_change_nothing():
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_models_own_numbers():
-    rng = np.random.default_rng(1)
-    logits = rng.normal(0, 5, (6, 90)).astype(np.float32)
-    token = rng.integers(0, 90, 6)
-    logp, h = model_statistics(jnp.asarray(logits), jnp.asarray(token))
-    p = np.stack([reference(row, np.ones(90, bool), 1.0) for row in logits])
-    np.testing.assert_allclose(logp, np.log(p[np.arange(6), token]), atol=1e-5)
-    np.testing.assert_allclose(h, -(p * np.log(p)).sum(-1), atol=1e-5)
-    np.testing.assert_allclose(entropy(jnp.asarray(logits)), h, atol=1e-6)
+@pytest.mark.parametrize("depth", (0.0, -20.0, -50.0, -300.0))
+def test_both_entropies_and_the_normaliser(depth):
+    """Also where the allowed tokens lie far below the others, in some rows or in all."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 3, (6, 400)).astype(np.float32)
+    allowed = rng.random((6, 400)) < 0.3
+    allowed[:, 0] = True
+    logits[:3][allowed[:3]] += np.float32(depth)
+    found = jax.jit(measure)(jnp.asarray(logits), jnp.asarray(allowed))
+    z = logits.astype(np.float64)
+
+    def truth(z):
+        z = z - z.max(-1, keepdims=True)
+        p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+        return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=-1)
+
+    inside = np.where(allowed, z, -np.inf)
+    np.testing.assert_allclose(found.normaliser, np.log(np.exp(z).sum(-1)), rtol=1e-6)
+    np.testing.assert_allclose(found.entropy, truth(z), atol=2e-5)
+    np.testing.assert_allclose(found.allowed_entropy, truth(inside), atol=2e-5)
+    np.testing.assert_allclose(found.allowed_entropy, entropy(jnp.asarray(logits), jnp.asarray(allowed)), atol=2e-5)
 
 
 @pytest.mark.parametrize("size", (1, 5, 256, 700))
