@@ -88,7 +88,7 @@ def test_the_plan_foretells_the_requests_and_the_money(taught, recipe, prepared)
     ledger = [json.loads(text) for text in (taught / "teach" / "requests.jsonl").read_text().splitlines()]
     answered = sum(entry["event"] == "answered" for entry in ledger)
     assert 0.6 * answered < found.requests < 1.6 * answered
-    assert found.usd == found.input_tokens * 2e-6 and found.output_tokens == found.requests
+    assert found.usd == pytest.approx(found.input_tokens * 2e-6) and found.output_tokens == found.requests
     assert found.input_tokens > found.requests * mean
     more = estimate(spec_of_run(config.to_dict()), tokenizer.encode, config.teacher.to_dict(), mean + 10)
     assert more.input_tokens == pytest.approx(found.input_tokens + 10 * found.requests, abs=20)
