@@ -8,9 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scaletot_jax.config import load_config, override
 from scaletot_jax.profiles.prepare import prepare
 from scaletot_jax.run import Run, Stage
+from scaletot_jax.teacher.scoring import Scorer
+from scaletot_jax.teacher.store import Store
 from scaletot_jax.teacher.teach import teach
 
 
@@ -28,6 +32,39 @@ def teach_in(workdir: Path, recipe: Path, **overrides: Any) -> Stage:
         override(config, key.replace("__", "."), str(value))
     with Run(workdir, config.to_dict()) as run:
         return teach(run)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, batches: int, workdir: Path, recipe: Path) -> None:
+    """Runs ``teach`` until it has stored so many batches, and then is interrupted."""
+    put, count = Store.put, 0
+
+    def dying(self: Store, entries: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > batches:
+            raise KeyboardInterrupt
+        put(self, entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", dying)
+        with pytest.raises(KeyboardInterrupt):
+            teach_in(workdir, recipe)
+
+
+def replay(
+    monkeypatch: pytest.MonkeyPatch, taught: Path, workdir: Path, recipe: Path, artifacts: Iterable[str], *programs: str
+) -> None:
+    """Runs ``teach`` on a copy that has its store, but neither tables nor done-mark; no program of the model may run."""
+    shutil.copytree(taught, workdir)
+    for name in (*artifacts, "stage.json"):
+        (workdir / "teach" / name).unlink()
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was run again")
+
+    for name in programs:
+        monkeypatch.setattr(Scorer, name, never)
+    teach_in(workdir, recipe)
 
 
 def taught_copy(prepared: Path, workdir: Path, recipe: Path) -> Path:

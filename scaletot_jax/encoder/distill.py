@@ -22,7 +22,7 @@ import pyarrow as pa
 from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.artifact import save_encoder, sha256_json
 from scaletot_jax.encoder.label_skill import label_skill
-from scaletot_jax.encoder.model import Encoded, EncoderSpec, Inputs, check_inputs, describe, encode, init_params
+from scaletot_jax.encoder.model import EncoderSpec, Inputs, check_inputs, describe, encode, init_params
 from scaletot_jax.encoder.probe import candidate_layers, folds_of, ridge_probe
 from scaletot_jax.encoder.selection import Profiles, choose_profiles, profile_table
 from scaletot_jax.encoder.train import CHECK_EVERY, Data, TrainState, draw_rows, init_state, make_optimizer, train_block
@@ -103,7 +103,7 @@ def distill(run: Run) -> Stage:
     trained_groups, trained_keys = language_model_training(run, population)
     trained = np.isin(profiles.groups.astype(str), trained_groups)
     unseen = held_out & ~trained
-    evidence = (names, states, held_out & ~trained, train, whitening, _only(encoded, ~trained[held_out]))
+    evidence = (names, states, held_out & ~trained, train, whitening, encoded.rows(~trained[held_out]))
     chosen_rows = population.table.take(pa.array(profiles.rows))
     present = sum(chosen_rows[field.name].is_valid().to_numpy().astype(int) for field in population.fields)
     coarse = chosen_rows["coarse_key"].to_numpy(zero_copy_only=False)
@@ -145,15 +145,11 @@ def states_label_skill(states: np.ndarray, profiles: Profiles, seed: int) -> dic
     """What the states of distill-split profiles tell of their days label, out of fold; None where they are too few."""
     known = np.isfinite(profiles.labels)
     labels, folds = profiles.labels[known], folds_of(list(profiles.groups[known]), 5)
-    if known.sum() < MIN_PROBE or len(np.unique(folds)) < 2 or labels.std() == 0:
+    if not _can_probe(labels, folds):
         return None
     flat = states[known].mean(1)
     probe = ridge_probe(flat.reshape(len(flat), -1), labels, folds)
     return label_skill(probe, labels, profiles.groups[known].astype(str), seed=seed).to_dict()
-
-
-def _only(encoded: Encoded, rows: np.ndarray) -> Encoded:
-    return Encoded(encoded.embedding[rows], tuple(segment[rows] for segment in encoded.segments))
 
 
 def language_model_training(run: Run, population: Population) -> tuple[np.ndarray, np.ndarray]:
@@ -281,7 +277,7 @@ def _choose_layer(
     else:
         known = np.arange(len(profiles.rows)) < probing
         labels, folds = profiles.labels[known], folds_of(list(profiles.groups[known]), 5)
-        if probing < MIN_PROBE or len(np.unique(folds)) < 2 or labels.std() == 0:
+        if not _can_probe(labels, folds):
             layer = min(layers, key=lambda n: (abs(n - DEFAULT_FRACTION * num_layers), n))
             record |= {
                 "layer": layer,
@@ -300,6 +296,11 @@ def _choose_layer(
             }
     write_json(stage.path("probe.json"), record)
     return record["layer"]
+
+
+def _can_probe(labels: np.ndarray, folds: np.ndarray) -> bool:
+    """Whether a probe of these labels [U] would say anything."""
+    return len(labels) >= MIN_PROBE and len(np.unique(folds)) >= 2 and labels.std() > 0
 
 
 def _fraction_layer(text: str, num_layers: int) -> int:

@@ -42,6 +42,10 @@ class Encoded(NamedTuple):
     embedding: jax.Array  # [B, E] float32, the ẑ that is stored for everyone
     segments: tuple[jax.Array, ...]  # K arrays [B, d_k] float32: predicted whitened reasoning states
 
+    def rows(self, chosen: np.ndarray) -> Encoded:
+        """Those of the profiles in ``chosen``, bool [B]."""
+        return Encoded(self.embedding[chosen], tuple(segment[chosen] for segment in self.segments))
+
 
 @dataclass(frozen=True)
 class EncoderSpec:

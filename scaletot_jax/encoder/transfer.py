@@ -146,8 +146,7 @@ def evidence_by_exposure(
     """
     out = {}
     for name, chosen in ((UNSEEN, held_out & ~trained), (TRAINED, held_out & trained)):
-        part = Encoded(encoded.embedding[chosen[held_out]], tuple(k[chosen[held_out]] for k in encoded.segments))
-        out[name] = transfer_evidence(names, states, chosen, train, whitening, part)
+        out[name] = transfer_evidence(names, states, chosen, train, whitening, encoded.rows(chosen[held_out]))
     return out
 
 
@@ -172,8 +171,7 @@ def evidence_by_slice(
         if chosen.sum() < MIN_SLICE:
             out[name] = None
             continue
-        part = Encoded(encoded.embedding[chosen[held_out]], tuple(k[chosen[held_out]] for k in encoded.segments))
-        out[name] = transfer_evidence(names, states, chosen, train, whitening, part)
+        out[name] = transfer_evidence(names, states, chosen, train, whitening, encoded.rows(chosen[held_out]))
     return out
 
 

@@ -1,24 +1,17 @@
 """Two processes of one job, each on its own devices, draw together what one process draws."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from parallel import processes
 
 from scaletot_jax.sampler.replicas import generate_share
 
 PROGRAM = """
 import json, sys
 import jax
-jax.config.update("jax_platforms", "cpu")
-port, index, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-if count > 1:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+from scaletot_jax.parallel import distributed
+distributed.initialize()
 import tiny
 from lm.conftest import make_config
 from scaletot_jax.parallel.mesh import make_mesh
@@ -27,7 +20,7 @@ from scaletot_jax.sampler.replicas import generate_share
 from scaletot_jax.sampler.sampler import Request, Sampler
 from scaletot_jax.sampler.slots import Sizes
 
-assert jax.process_count() == count and len(jax.devices()) == count
+assert jax.process_count() == len(jax.devices()) == int(sys.argv[1])
 config = make_config()
 sampler = Sampler(
     tiny.random_params(config), config, [free_text([3])], Sizes(2, 2, 32, 8), mesh=make_mesh(devices=jax.local_devices())
@@ -40,25 +33,9 @@ for number, samples in generate_share(sampler, requests):
 
 def draw(count):
     """What each of ``count`` processes drew, by number of the request."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    tests = Path(__file__).parents[1]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, port, str(index), str(count)],
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
-    ]
     found = []
-    for process in started:
-        out, problems = process.communicate(timeout=300)
-        assert process.returncode == 0, problems[-2000:]
+    for code, out, problems in processes.run(PROGRAM, str(count), processes=count, environ=processes.environment()):
+        assert code == 0, problems[-2000:]
         lines = [line.removeprefix("drawn ") for line in out.splitlines() if line.startswith("drawn ")]
         found.append(dict(map(json.loads, lines)))
     return found

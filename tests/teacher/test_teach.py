@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from teaching import digests, prepare_in, taught_copy, teach_in
+from teaching import digests, interrupt, prepare_in, replay, taught_copy, teach_in
 
 from scaletot_jax.chains.grammar import compile_chain
 from scaletot_jax.chains.parser import parse
@@ -17,8 +17,6 @@ from scaletot_jax.errors import ConfigError
 from scaletot_jax.files import read_json, sha256_file, write_json
 from scaletot_jax.lm.load import load_model
 from scaletot_jax.teacher import teach as stage_module
-from scaletot_jax.teacher.scoring import Scorer
-from scaletot_jax.teacher.store import Store
 
 ARTIFACTS = ("pilot.json", "chains.parquet", "nodes.parquet")
 
@@ -110,16 +108,7 @@ def test_nodes_and_pilot_tell_the_story(taught):
 def test_a_second_run_replays_from_the_store(taught, recipe, tmp_path, monkeypatch):
     """Without its tables and its done-mark, but with the store: the same bytes, and the model is never run."""
     workdir = tmp_path / "run"
-    shutil.copytree(taught, workdir)
-    for name in (*ARTIFACTS, "stage.json"):
-        (workdir / "teach" / name).unlink()
-
-    def never(*_, **__):
-        raise AssertionError("the model was run again")
-
-    monkeypatch.setattr(Scorer, "prefix", never)
-    monkeypatch.setattr(Scorer, "score", never)
-    teach_in(workdir, recipe)
+    replay(monkeypatch, taught, workdir, recipe, ARTIFACTS, "prefix", "score")
     assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 
 
@@ -127,19 +116,7 @@ def test_a_second_run_replays_from_the_store(taught, recipe, tmp_path, monkeypat
 def test_an_interrupted_run_ends_with_the_same_bytes(taught, prepared, recipe, tmp_path, monkeypatch, batches):
     workdir = tmp_path / "run"
     shutil.copytree(prepared, workdir)
-    put, count = Store.put, 0
-
-    def dying(self, entries):
-        nonlocal count
-        count += 1
-        if count > batches:
-            raise KeyboardInterrupt
-        put(self, entries)
-
-    monkeypatch.setattr(Store, "put", dying)
-    with pytest.raises(KeyboardInterrupt):
-        teach_in(workdir, recipe)
-    monkeypatch.setattr(Store, "put", put)
+    interrupt(monkeypatch, batches, workdir, recipe)
     teach_in(workdir, recipe)
     assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 

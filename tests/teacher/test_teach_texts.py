@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from teacher.free_spec import spec, write_spec
-from teaching import digests, prepare_in, taught_copy, teach_in
+from teaching import digests, interrupt, prepare_in, replay, taught_copy, teach_in
 
 from scaletot_jax.chains.parser import parse
 from scaletot_jax.chains.reserved import compile_for
@@ -18,8 +18,6 @@ from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.run import Run
 from scaletot_jax.teacher.cost import plan_cost
 from scaletot_jax.teacher.grounding import facts_of, objection, vocabulary
-from scaletot_jax.teacher.scoring import Scorer
-from scaletot_jax.teacher.store import Store
 
 ARTIFACTS = ("pilot.json", "chains.parquet", "nodes.parquet", "texts.parquet")
 
@@ -97,16 +95,7 @@ def test_every_text_is_explained(taught, recipe):
 
 def test_a_second_run_replays_from_the_store(taught, recipe, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    shutil.copytree(taught, workdir)
-    for name in (*ARTIFACTS, "stage.json"):
-        (workdir / "teach" / name).unlink()
-
-    def never(*_, **__):
-        raise AssertionError("the model was run again")
-
-    for name in ("prefix", "score", "write"):
-        monkeypatch.setattr(Scorer, name, never)
-    teach_in(workdir, recipe)
+    replay(monkeypatch, taught, workdir, recipe, ARTIFACTS, "prefix", "score", "write")
     assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 
 
@@ -114,19 +103,7 @@ def test_a_second_run_replays_from_the_store(taught, recipe, tmp_path, monkeypat
 def test_an_interrupted_run_ends_with_the_same_bytes(taught, prepared, recipe, tmp_path, monkeypatch, batches):
     workdir = tmp_path / "run"
     shutil.copytree(prepared, workdir)
-    put, count = Store.put, 0
-
-    def dying(self, entries):
-        nonlocal count
-        count += 1
-        if count > batches:
-            raise KeyboardInterrupt
-        put(self, entries)
-
-    monkeypatch.setattr(Store, "put", dying)
-    with pytest.raises(KeyboardInterrupt):
-        teach_in(workdir, recipe)
-    monkeypatch.setattr(Store, "put", put)
+    interrupt(monkeypatch, batches, workdir, recipe)
     teach_in(workdir, recipe)
     assert digests(workdir, ARTIFACTS) == digests(taught, ARTIFACTS)
 
