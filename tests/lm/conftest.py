@@ -63,6 +63,20 @@ def make_reference(tmp_path):
     return make
 
 
+def interleave(weight, heads):
+    """Rows of a rotary projection [H·hd, ...] as llama.cpp stores them: its convert_hf_to_gguf.py, LlamaModel.permute."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def finish_gguf(writer):
+    """Writes what a GGUFWriter has been given."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 @pytest.fixture
 def write_gguf(tmp_path):
     """Writes (config, params) as GGUF with the reference writer, rotary rows interleaved as llama.cpp stores them."""
@@ -86,10 +100,6 @@ def write_gguf(tmp_path):
         writer.add_eos_token_id(config.eos_id)
         for key, value in metadata:
             writer.add_string(key, value)
-
-        def interleave(weight, heads):  # llama.cpp convert_hf_to_gguf.py, LlamaModel.permute
-            rows, columns = weight.shape
-            return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
         names = {
             "attn_norm": "attn_norm", "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output",
@@ -118,10 +128,7 @@ def write_gguf(tmp_path):
             else:
                 block = gguf.GGMLQuantizationType[kind]
                 writer.add_tensor(name, gguf.quants.quantize(tensor, block), raw_dtype=block)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish_gguf(writer)
         return path
 
     return write

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from lm import family_models
+from lm.conftest import finish_gguf, interleave
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.lm.config import RopeScaling
@@ -17,12 +18,6 @@ pytest.importorskip("transformers")
 
 _NATIVE = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]  # what the package quantises itself
 _SCALES = {"Q4_K": [0, 2], "Q6_K": [208]}  # bytes of a block that hold a float16
-
-
-def _permute(weight, heads):  # convert_hf_to_gguf.py, LlamaModel.permute
-    return (
-        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-    )
 
 
 def _llama3_factors(rope, head_dim):  # convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors
@@ -81,9 +76,9 @@ def _convert(path, model, kind="F32", drop=(), add=()):
         if theirs == "lm_head.weight" and described.tie_word_embeddings:
             continue
         if name == "llama" and "q_proj" in theirs:
-            tensor = _permute(tensor, described.num_attention_heads)
+            tensor = interleave(tensor, described.num_attention_heads)
         if name == "llama" and "k_proj" in theirs:
-            tensor = _permute(tensor, described.num_key_value_heads)
+            tensor = interleave(tensor, described.num_key_value_heads)
         if name == "gemma3" and theirs.endswith("norm.weight"):
             tensor = tensor + np.float32(1)
         tensors[names.get_name(theirs, (".weight", ".bias"))] = tensor
@@ -95,10 +90,7 @@ def _convert(path, model, kind="F32", drop=(), add=()):
         raw = _raw_blocks(tensor.shape, kind, rng) if block.name in _SCALES else gguf.quants.quantize(tensor, block)
         writer.add_tensor(ours, np.ascontiguousarray(raw), raw_dtype=block)
         written[ours] = gguf.quants.dequantize(raw, block).reshape(tensor.shape)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_gguf(writer)
     return written
 
 

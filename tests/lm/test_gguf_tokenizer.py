@@ -7,6 +7,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from lm.conftest import finish_gguf
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.lm.tokenizer import Tokenizer
@@ -45,10 +46,7 @@ def _write(path, kind, tokens, types, *, pre=None, merges=None, scores=None, pre
         writer.add_add_bos_token(add_bos)
     if prefix is not None:
         writer.add_add_space_prefix(prefix)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish_gguf(writer)
     return path
 
 
