@@ -7,7 +7,8 @@ usage() {
   cat <<'TEXT'
 launch/tpu_vm.sh SUBCOMMAND --name NAME --zone ZONE [options]
 
-  create   ask for a TPU VM through a queued resource      needs --type; --spot, --valid-until
+  create   ask for a TPU VM through a queued resource      needs --type; --spot, --valid-until; with --config the TPU
+           compiler is asked first whether the recipe fits the slice, and nothing is created where it does not
   setup    copy the committed code to every worker and install it there; safe to repeat
   run      copy the code, then start the run on every worker, detached   needs --bucket, --config
   status   state of the queued resource, and of the run on every worker
@@ -22,15 +23,15 @@ options
   --spot               cheaper, may be taken away at any time
   --valid-until TIME   give up waiting after this long, e.g. 6h (create)
   --bucket URL         gs://bucket/folder that keeps this run's workdir (run)
-  --config FILE        a recipe inside the repository, e.g. configs/complete_journey.py (run)
+  --config FILE        a recipe inside the repository, e.g. configs/complete_journey.py (run; create)
   --workdir DIR        where the run directory lies on the workers; a slice of several hosts needs one on a disk that all
                        of them mount, such as Filestore (run)
   --yes                delete without asking
   --dry-run            print the exact commands and run nothing; needs no gcloud
-  -- --config.key=value ...   overrides for the recipe (run)
+  -- --config.key=value ...   overrides for the recipe (run; create)
 
 example, a v5e-16:
-  launch/tpu_vm.sh create --name scaletot-1 --zone us-west4-a --type v5e-16 --spot
+  launch/tpu_vm.sh create --name scaletot-1 --zone us-west4-a --type v5e-16 --spot --config configs/complete_journey.py
   launch/tpu_vm.sh setup  --name scaletot-1 --zone us-west4-a
   launch/tpu_vm.sh run    --name scaletot-1 --zone us-west4-a --bucket gs://my-bucket/runs/first --config configs/complete_journey.py
   launch/tpu_vm.sh status --name scaletot-1 --zone us-west4-a
@@ -119,15 +120,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ $subcommand == run ]]; then
   check --bucket "$bucket" 'gs://[a-z0-9][-._a-z0-9]{1,61}[a-z0-9](/[A-Za-z0-9_][-.A-Za-z0-9_]*)*' gs://my-bucket/runs/first
-  check --config "$config" '([A-Za-z0-9_][-.A-Za-z0-9_]*/)*[A-Za-z0-9_][-.A-Za-z0-9_]*\.py' configs/complete_journey.py
   [[ -z "$workdir" ]] || check --workdir "$workdir" '(/[A-Za-z0-9_][-.A-Za-z0-9_]*)+' /mnt/filestore/scaletot-1
+  [[ -n "$config" ]] || check --config '' '' configs/complete_journey.py
+fi
+if [[ $subcommand == run || $subcommand == create ]] && [[ -n "$config" ]]; then
+  check --config "$config" '([A-Za-z0-9_][-.A-Za-z0-9_]*/)*[A-Za-z0-9_][-.A-Za-z0-9_]*\.py' configs/complete_journey.py
   [[ -f "$config" ]] || refuse "--config $config does not exist" 'the recipe is copied with the code, so it lies in the repository'
   for override in "${overrides[@]+"${overrides[@]}"}"; do
     [[ "$override" =~ ^--config\.[a-z_0-9]+(\.[a-z_0-9]+)*=[^[:cntrl:]]*$ ]] ||
       refuse "override $(quote "$override") is not valid" 'after -- stand only --config.key=value pairs'
   done
 elif ((${#overrides[@]})); then
-  refuse "$subcommand takes no overrides" 'only run passes them on'
+  refuse "$subcommand takes no overrides" 'only run, and create with --config, use them'
 fi
 
 # -- commands -----------------------------------------------------------------------------------------------------------
@@ -157,6 +161,8 @@ on_workers() { # one line of shell for every worker
   act gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
 }
 
+run_status() { on_workers 'if [ -f scaletot/launch/tpu_worker.sh ]; then bash scaletot/launch/tpu_worker.sh status; else echo not set up; fi'; }
+
 sync_code() { # the last commit, never half-edited files
   need git 'install git'
   if [[ -z "$dry_run" ]] && ! git diff --quiet HEAD --; then
@@ -168,10 +174,21 @@ sync_code() { # the last commit, never half-edited files
   on_workers 'rm -rf scaletot.new && mkdir scaletot.new && tar -xzf scaletot.tar.gz -C scaletot.new && rm -rf scaletot && mv scaletot.new scaletot'
 }
 
+fits() { # the mesh against the chips, the memory against the TPU compiler's figure
+  local slice=${type/#v5litepod-/v5e-}
+  case $slice in
+    v5e-* | v5p-* | v6e-*) ;;
+    *) printf 'tpu_vm.sh: note: whether the recipe fits a %s is not checked; known are v5e, v5p and v6e\n' "$slice" >&2 && return ;;
+  esac
+  need scaletot 'activate the environment that make install made'
+  act scaletot plan --config "$config" --target "$slice" --compile "${overrides[@]+"${overrides[@]}"}"
+}
+
 need gcloud 'install the Google Cloud CLI (cloud.google.com/sdk)'
 
 case $subcommand in
   create)
+    [[ -z "$config" ]] || fits
     options=(--node-id="$name" --accelerator-type="$type" --runtime-version="$runtime")
     [[ -z "$spot" ]] || options+=(--spot)
     [[ -z "$valid_until" ]] || options+=(--valid-until-duration="$valid_until")
@@ -190,11 +207,11 @@ case $subcommand in
   status)
     if [[ -n "$dry_run" ]]; then
       queue describe "$name" --format='value(state.state)'
-      on_workers 'bash scaletot/launch/tpu_worker.sh status'
+      run_status
     else
       state=$(queue describe "$name" --format='value(state.state)')
       printf '%s: %s\n' "$name" "$state"
-      [[ $state != ACTIVE ]] || on_workers 'bash scaletot/launch/tpu_worker.sh status'
+      [[ $state != ACTIVE ]] || run_status
     fi
     ;;
   delete)

@@ -20,6 +20,7 @@ RUN = [*VM, "--bucket", "gs://my-bucket/runs/first", "--config", "launch/fake_re
 
 DRY_RUNS = {
     "create": ["create", *VM, "--type", "v5e-16", "--spot", "--project", "my-project", "--valid-until", "6h"],
+    "create_checked": ["create", *VM, "--type", "v5e-16", "--config", "launch/fake_recipe.py", "--", "--config.seed=3"],
     "create_v6e": ["create", *VM, "--type", "v6e-8"],
     "setup": ["setup", *VM],
     "run": ["run", *RUN, "--", "--config.seed=3", "--config.data.path=it's a $(file); really"],
@@ -128,6 +129,8 @@ def test_dry_run_prints_the_golden_commands_without_gcloud(checkout, tmp_path, n
         (["run", *RUN, "--", "--workdir=/"], "override"),
         (["run", *RUN, "--", "--config.seed=1\n2"], "override"),
         (["status", *VM, "--", "--config.seed=1"], "takes no overrides"),
+        (["create", *VM, "--type", "v5e-16", "--", "--config.seed=1"], "takes no overrides"),
+        (["create", *VM, "--type", "v5e-16", "--config", "configs/none.py"], "does not exist"),
     ],
 )
 @pytest.mark.parametrize("dry", [True, False], ids=["dry-run", "real"])
@@ -149,8 +152,26 @@ def test_without_gcloud_a_clear_error(checkout, tmp_path, name):
     assert "gcloud is not installed" in result.stderr and "--dry-run" in result.stderr
 
 
+def test_nothing_is_created_where_the_recipe_does_not_fit(checkout, tmp_path):
+    bin_folder = fake(tmp_path / "bin", "gcloud", "log(arguments)\n")
+    fake(bin_folder, "scaletot", "log(['scaletot', *arguments])\nsys.exit(5)\n")
+    result = run(checkout, *DRY_RUNS["create_checked"], path=f"{bin_folder}:{os.environ['PATH']}")
+    assert result.returncode == 5
+    plan = ["plan", "--config", "launch/fake_recipe.py", "--target", "v5e-16", "--compile", "--config.seed=3"]
+    assert calls(bin_folder) == [["scaletot", *plan]]
+
+
+def test_a_slice_that_the_compiler_does_not_know_is_said_to_be_unchecked(checkout, tmp_path):
+    bin_folder = fake(tmp_path / "bin", "gcloud", "log(arguments)\n")
+    arguments = ["create", *VM, "--type", "v4-8", "--config", "launch/fake_recipe.py"]
+    result = run(checkout, *arguments, path=f"{bin_folder}:{os.environ['PATH']}")
+    assert result.returncode == 0 and "v4-8 is not checked" in result.stderr
+    assert [call[:4] for call in calls(bin_folder)] == [["compute", "tpus", "queued-resources", "create"]]
+
+
 def test_the_real_calls_are_the_printed_ones(checkout, tmp_path):
     bin_folder = fake(tmp_path / "bin", "gcloud", "log(arguments)\nif 'describe' in arguments: print('ACTIVE')\n")
+    fake(bin_folder, "scaletot", "")
     path = f"{bin_folder}:{os.environ['PATH']}"
     for name, arguments in DRY_RUNS.items():
         (bin_folder / "calls.jsonl").unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from scaletot_jax.cli import main
 from scaletot_jax.config import default_config
-from scaletot_jax.errors import ConfigError
+from scaletot_jax.errors import ConfigError, ResourceError
 from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.tpu.ahead import MARGIN, Compiled, compile_ahead
 from scaletot_jax.parallel.tpu.analytic import analytic_bytes
@@ -207,6 +207,22 @@ def test_the_plan_of_a_configuration_on_a_slice():
     config["mesh"] |= {"data": 1, "fsdp": 3}
     with pytest.raises(ConfigError, match="does not fill the slice"):
         workloads(config, 128, 40, where)
+
+
+def test_a_plan_that_does_not_fit_says_all_and_then_fails(monkeypatch):
+    where, config = target("v5e-4"), MODELS["smollm2-135m"]
+    works = workloads(default_config().to_dict(), 128, 40, where)
+    found = [
+        Compiled("compiled", memory={"peak": GIB}, cpu_seconds=1.0),
+        Compiled("out of memory", memory={"peak": 17 * GIB, "available": 15.75 * GIB}),
+        Compiled("compiled", memory={"peak": 15.5 * GIB}, cpu_seconds=1.0),
+    ]
+    monkeypatch.setattr("scaletot_jax.parallel.tpu.plan.compile_ahead", lambda work, *_: found[works.index(work)])
+    said = []
+    with pytest.raises(ResourceError, match="osipo: out of memory; decode: no room to spare"):
+        said.extend(plan_target(works, config, where, compile=True))  # extend keeps what came before the error
+    found[1:] = found[:1] * 2
+    assert len(list(plan_target(works, config, where, compile=True))) == 7
 
 
 def test_the_plan_is_of_the_student_and_not_of_the_teacher():

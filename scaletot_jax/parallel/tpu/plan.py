@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scaletot_jax.errors import ConfigError
+from scaletot_jax.errors import ConfigError, ResourceError
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.parallel.tpu.ahead import compile_ahead
 from scaletot_jax.parallel.tpu.analytic import analytic_bytes
@@ -77,7 +77,11 @@ def workloads(config: Mapping[str, Any], prompt: int, chain: int, where: Target)
 
 
 def plan_target(works: list[Workload], config: LMConfig, where: Target, *, compile: bool) -> Iterator[str]:
-    """Lines for people, one program after another: the arithmetic first, then the compiler's word where it is asked."""
+    """Lines for people, one program after another: the arithmetic first, then the compiler's word where it is asked.
+
+    Raises:
+      ResourceError: after the last line, by the compiler's word a program does not fit the slice.
+    """
     hbm = where.generation.hbm / GIB
     yield f"\ntarget {where.name}: {where.chips} chips as {where.topology}, {hbm:.2f} GiB each"
     for work in works:
@@ -90,5 +94,18 @@ def plan_target(works: list[Workload], config: LMConfig, where: Target, *, compi
     if not compile:
         yield "  --compile asks the TPU compiler, which takes minutes"
         return
+    refused = []
     for work in works:
-        yield show(compile_ahead(work, config, where), work, config, where)
+        compiled = compile_ahead(work, config, where)
+        if not compiled.fits(where):
+            refused.append(
+                f"{work.program}: {compiled.outcome if compiled.outcome != 'compiled' else 'no room to spare'}"
+            )
+        yield show(compiled, work, config, where)
+    if refused:
+        raise ResourceError(
+            "not every program of this configuration fits the slice",
+            where=f"--target {where.name}",
+            why="; ".join(refused),
+            do="take a larger slice, or lower sft.batch_size, osipo.prompts or osipo.rollouts, or set sft.remat=full, osipo.remat=full",
+        )
