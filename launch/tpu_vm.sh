@@ -45,29 +45,12 @@ exit codes: 0 done, 2 a wrong argument (nothing was run), 5 gcloud or git is mis
 TEXT
 }
 
-quote() { # words -> one line of POSIX shell, quoted only where needed
-  local word separator='' single="'\\''"
-  for word in "$@"; do
-    if [[ ! "$word" =~ ^[-A-Za-z0-9_./:=,@%+]+$ ]]; then word="'${word//\'/$single}'"; fi
-    printf '%s%s' "$separator" "$word"
-    separator=' '
-  done
-}
-
-refuse() { # what, why
-  printf 'tpu_vm.sh: %s\n  why: %s\n' "$1" "$2" >&2
-  exit 2
-}
-
-check() { # option, value, grammar, example
-  [[ -n "$2" ]] || refuse "$1 is missing" "this subcommand needs it, e.g. $1 $4"
-  [[ "$2" =~ ^($3)$ ]] || refuse "$1 $(quote "$2") is not valid" "it must look like $4, by the grammar $3"
-}
+# shellcheck source=launch/arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
 # -- arguments ----------------------------------------------------------------------------------------------------------
 
-name='' zone='' project='' type='' runtime='' spot='' valid_until='' bucket='' config='' workdir='' yes='' dry_run=''
-overrides=()
+name='' runtime='' spot='' valid_until='' bucket='' workdir='' yes=''
 
 subcommand=${1:-}
 case $subcommand in
@@ -99,12 +82,10 @@ while (($#)); do
 done
 
 check --name "$name" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' scaletot-1
-check --zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z]' us-west4-a
-[[ -z "$project" ]] || check --project "$project" '([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]' my-project
+check_place
 
 if [[ $subcommand == create ]]; then
-  check --type "$type" '(v2|v3|v4|v5p)-[1-9][0-9]{0,4}|(v5e|v5litepod|v6e)-(1|4|8|16|32|64|128|256)' v5litepod-16
-  type=${type/#v5e-/v5litepod-}
+  check_slice
   case $type in
     v5litepod-*) default_runtime=v2-alpha-tpuv5-lite ;;
     v5p-*) default_runtime=v2-alpha-tpuv5 ;;
@@ -124,12 +105,7 @@ if [[ $subcommand == run ]]; then
   [[ -n "$config" ]] || check --config '' '' configs/complete_journey.py
 fi
 if [[ $subcommand == run || $subcommand == create ]] && [[ -n "$config" ]]; then
-  check --config "$config" '([A-Za-z0-9_][-.A-Za-z0-9_]*/)*[A-Za-z0-9_][-.A-Za-z0-9_]*\.py' configs/complete_journey.py
-  [[ -f "$config" ]] || refuse "--config $config does not exist" 'the recipe is copied with the code, so it lies in the repository'
-  for override in "${overrides[@]+"${overrides[@]}"}"; do
-    [[ "$override" =~ ^--config\.[a-z_0-9]+(\.[a-z_0-9]+)*=[^[:cntrl:]]*$ ]] ||
-      refuse "override $(quote "$override") is not valid" 'after -- stand only --config.key=value pairs'
-  done
+  check_recipe
 elif ((${#overrides[@]})); then
   refuse "$subcommand takes no overrides" 'only run, and create with --config, use them'
 fi
@@ -139,21 +115,6 @@ fi
 where=(--zone="$zone")
 [[ -z "$project" ]] || where+=(--project="$project")
 archive=build/$name.tar.gz
-
-act() { # prints the command or runs it
-  if [[ -n "$dry_run" ]]; then
-    printf '%s\n' "$(quote "$@")"
-  else
-    "$@"
-  fi
-}
-
-need() { # program, how to get it
-  [[ -n "$dry_run" ]] || command -v "$1" >/dev/null || {
-    printf 'tpu_vm.sh: %s is not installed\n  what to do: %s, or look at the commands with --dry-run\n' "$1" "$2" >&2
-    exit 5
-  }
-}
 
 queue() { act gcloud compute tpus queued-resources "$@" "${where[@]}"; }
 

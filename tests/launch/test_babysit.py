@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launching import ROOT, make_checkout
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "babysit.py"
 spec = importlib.util.spec_from_file_location("babysit", SCRIPT)
 babysit = importlib.util.module_from_spec(spec)
@@ -21,7 +20,7 @@ spec.loader.exec_module(babysit)
 Seen, decide = babysit.Seen, babysit.decide
 
 ARGUMENTS = ["--name", "scaletot-1", "--zone", "us-west4-a", "--type", "v5e-16", "--spot"]
-ARGUMENTS += ["--bucket", "gs://my-bucket/runs/first", "--config", "configs/quickstart.py"]
+ARGUMENTS += ["--bucket", "gs://my-bucket/runs/first", "--config", "launch/fake_recipe.py"]
 
 
 @pytest.mark.parametrize(
@@ -136,13 +135,7 @@ if kind == "worker.sh status":
 @pytest.fixture
 def cloud(tmp_path):
     """A checkout, and a function that tells a story and returns what came of it."""
-    checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT / "launch", checkout / "launch")
-    (checkout / "configs").mkdir()
-    (checkout / "configs" / "quickstart.py").write_text("def get_config(): ...\n")
-    git = ["git", "-C", str(checkout), "-c", "user.name=t", "-c", "user.email=t@example.com"]
-    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "x"]):
-        subprocess.run([*git, *words], check=True)
+    checkout = make_checkout(tmp_path)
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "gcloud"

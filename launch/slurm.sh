@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# ScaleToT under Slurm: one job on one or several GPU hosts, a process for every GPU. --help says how.
+set -euo pipefail
+export LC_ALL=C # [a-z] means exactly these 26 letters
+
+usage() {
+  cat <<'TEXT'
+launch/slurm.sh --config FILE --workdir DIR [options] [-- --config.key=value ...]
+
+  --config FILE        a recipe inside the repository, e.g. configs/complete_journey.py
+  --workdir DIR        the run directory, on a disk that all nodes mount
+  --name NAME          of the job (default: scaletot)
+  --nodes N            hosts (1)
+  --gpus N             GPUs of each, one process for each (1)
+  --time TIME          limit, e.g. 12:00:00 or 2-00:00:00
+  --partition NAME, --account NAME, --constraint NAME    as sbatch knows them
+  --environment DIR    the virtual environment on the nodes (default: .venv of this checkout)
+  --dry-run            print the job and the command that submits it, and run nothing; needs no Slurm
+
+The processes find each other through Slurm. Two minutes before the time limit, and when the job is preempted, SFT and OSIPO
+save and end with exit code 75; the job is then put back into the queue and continues where it was. Every other stage may be
+killed at any moment. With several processes, mesh.data=0 uses every GPU: -- --config.mesh.data=0.
+
+exit codes: 0 submitted, 2 a wrong argument (nothing was run), 5 sbatch is missing, else sbatch's own.
+TEXT
+}
+
+# shellcheck source=launch/arguments.sh
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
+
+name=scaletot nodes=1 gpus=1 time='' partition='' account='' constraint='' environment='' workdir=''
+while (($#)); do
+  case $1 in
+    --config | --workdir | --name | --nodes | --gpus | --time | --partition | --account | --constraint | --environment)
+      (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
+      printf -v "${1#--}" '%s' "$2"
+      shift 2
+      ;;
+    --dry-run) dry_run=1 && shift ;;
+    -h | --help) usage && exit 0 ;;
+    --)
+      shift
+      overrides=("$@")
+      break
+      ;;
+    *) refuse "unknown option $(quote "$1")" 'see launch/slurm.sh --help' ;;
+  esac
+done
+
+word='[A-Za-z0-9_][-.A-Za-z0-9_]*'
+check --workdir "$workdir" "/?$word(/$word)*" /scratch/scaletot-1
+check --name "$name" "$word" scaletot
+check --nodes "$nodes" '[1-9][0-9]{0,3}' 2
+check --gpus "$gpus" '[1-9][0-9]?' 8
+[[ -z "$time" ]] || check --time "$time" '([0-9]+-)?[0-9]{1,3}(:[0-9]{2}){0,2}' 12:00:00
+for option in partition account constraint; do
+  [[ -z "${!option}" ]] || check "--$option" "${!option}" "$word" gpu
+done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+check_recipe
+environment=${environment:-$PWD/.venv}
+check --environment "$environment" '/?[.A-Za-z0-9_][-.A-Za-z0-9_]*(/[.A-Za-z0-9_][-.A-Za-z0-9_]*)*' /home/me/scaletot/.venv
+
+job() {
+  cat <<JOB
+#!/usr/bin/env bash
+#SBATCH --job-name=$name
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=$gpus
+#SBATCH --gpus-per-node=$gpus
+${time:+#SBATCH --time=$time
+}${partition:+#SBATCH --partition=$partition
+}${account:+#SBATCH --account=$account
+}${constraint:+#SBATCH --constraint=$constraint
+}#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=$workdir/slurm-%j.log
+set -uo pipefail
+srun --kill-on-bad-exit=1 $(quote "$environment/bin/scaletot" run --config "$config" --workdir "$workdir" "${overrides[@]+"${overrides[@]}"}")
+code=\$?
+if ((code == 75)); then scontrol requeue "\$SLURM_JOB_ID"; fi # saved; the same command continues
+exit "\$code"
+JOB
+}
+
+need sbatch 'log in to a node that submits jobs'
+if [[ -n "$dry_run" ]]; then
+  printf '%s <<'\''JOB'\''\n' "mkdir -p $(quote "$workdir") && sbatch"
+  job
+  echo JOB
+else
+  mkdir -p "$workdir"
+  job | sbatch
+fi
