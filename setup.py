@@ -55,7 +55,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["scaletot_jax", "scaletot_jax.*"]),
-    package_data={"scaletot_jax": ["schemas/*.yaml", "specs/*.yaml", "evaluation/*.css", "py.typed"]},
+    package_data={"scaletot_jax": ["schemas/*.yaml", "specs/*.yaml", "report/*.css", "report/*.js", "py.typed"]},
     install_requires=CORE,
     extras_require={
         "cpu": ["jax[cpu]>=0.10.2"],

@@ -167,7 +167,7 @@ print(renderer.text(population.slice(0, 1).to_pylist()[0]))
 # again in other words. Unfold *The tree* to see every candidate.
 
 # %%
-from scaletot_jax.evaluation.report import excerpt
+from scaletot_jax.report.report import excerpt
 
 run_all(config, WORKDIR, stages=("teach",))
 

@@ -22,7 +22,7 @@ _MODULES = {
     "distill": "scaletot_jax.encoder.distill",
     "score": "scaletot_jax.encoder.score",
     "evaluate": "scaletot_jax.evaluation.evaluate",
-    "report": "scaletot_jax.evaluation.report",
+    "report": "scaletot_jax.report.report",
 }
 assert tuple(_MODULES) == STAGES
 _DIVIDED = ("sft", "osipo")  # stages that all processes run together

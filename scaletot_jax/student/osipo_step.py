@@ -46,7 +46,7 @@ from scaletot_jax.parallel.sharding import ShardingRules, constrain
 from scaletot_jax.student.accumulate import in_turn, over_rows, value_and_grad
 from scaletot_jax.student.adapter import Adapter, TrainState, apply_gradients, cast
 from scaletot_jax.student.constrained import GrammarArrays, TokenLogProbs, token_log_probs
-from scaletot_jax.student.diagnostics import within_group_correlation
+from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
 from scaletot_jax.student.packing import pack, predicting_states
 from scaletot_jax.student.rollout import Rollouts
 from scaletot_jax.student.sft_step import SFTBatch, loss_weight, sft_part
@@ -275,6 +275,7 @@ def osipo_step(
         "value_pairs": pairs,
         "value_correlation": within_group_correlation(values.reshape(users, count), outcomes),
         "process_weight": jnp.asarray(process_weight, jnp.float32),
+        **credit_by_segment(rewards, present, advantages, segments),
     }
     return new_state, diagnostics
 

@@ -1,8 +1,8 @@
 """Free texts of the teacher in the report."""
 
-from scaletot_jax.evaluation.cards import Card, Slot, chain_card
-from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.sections import people
+from scaletot_jax.report.cards import Card, Slot, chain_card
+from scaletot_jax.report.material import Material
+from scaletot_jax.report.sections import people
 
 TEXTS = {"asked": 31, "accepted": 17, "empty": 5, "rejected": {"budget": 3, "number": 8, "value": 3}}
 

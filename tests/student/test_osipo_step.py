@@ -11,7 +11,7 @@ from student import toy
 from scaletot_jax.losses import osipo_advantages
 from scaletot_jax.student import osipo_step as module
 from scaletot_jax.student.adapter import adamw, start
-from scaletot_jax.student.diagnostics import within_group_correlation
+from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
 from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step, outcomes_of
 from scaletot_jax.student.policy import encode_prompts
 from scaletot_jax.student.rollout import request_keys, sample_chains
@@ -139,3 +139,14 @@ def test_correlation_within_groups():
     values, outcomes = jnp.asarray([[1.0, 2.0], [11.0, 10.0]]), jnp.asarray([[0.1, 0.2], [0.6, 0.5]])
     np.testing.assert_allclose(within_group_correlation(values, outcomes), 1, rtol=1e-5)
     assert float(within_group_correlation(values, jnp.ones((2, 2)))) == 0
+
+
+def test_credit_by_segment_is_a_mean_over_its_tokens_and_over_the_chains_that_have_it():
+    segments = jnp.asarray([[0, 0, 1, -1], [0, -1, -3, -3]])
+    advantages = jnp.asarray([[0.5, -1.5, 3.0, 9.0], [-1.0, 9.0, 9.0, 9.0]])
+    rewards, present = jnp.asarray([[0.2, -0.4], [0.6, 7.0]]), jnp.asarray([[True, True], [True, False]])
+    found = {name: float(v) for name, v in credit_by_segment(rewards, present, advantages, segments).items()}
+    expected = {"credit_0": 1.0, "credit_1": 3.0, "process_reward_0": 0.4, "process_reward_1": -0.4}
+    assert set(found) == set(expected)
+    np.testing.assert_allclose([found[name] for name in expected], list(expected.values()), rtol=1e-6)
+    assert float(credit_by_segment(rewards, present & False, advantages, segments - 9)["process_reward_1"]) == 0

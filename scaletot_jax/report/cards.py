@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scaletot_jax.evaluation.figures import WIDTH, distributions, drawing, figure
-from scaletot_jax.evaluation.page import Markup, el, folded, number, percent, table
+from scaletot_jax.report.figures import WIDTH, distributions, drawing, figure
+from scaletot_jax.report.page import Markup, el, folded, number, percent, table
 
 HASH_DIGITS = 8
 REPLACED = "replaced by the revision"  # the reason nodes.parquet gives to candidates of a revised expansion

@@ -12,17 +12,17 @@ from html.parser import HTMLParser
 
 import pyarrow as pa
 import pytest
-from evaluation.report_run import CANARY, USER, key_of, make_run
 from hypothesis import given
 from hypothesis import strategies as st
+from report.report_run import CANARY, USER, key_of, make_run
 
 from scaletot_jax.errors import ConfigError, StaleRunError
-from scaletot_jax.evaluation.cards import tree
-from scaletot_jax.evaluation.examples import bucket_names, short_hash
-from scaletot_jax.evaluation.figures import Series, bars, before_after, curves, distributions, intervals, nice_ticks
-from scaletot_jax.evaluation.material import collect, segment_uncertainty
-from scaletot_jax.evaluation.page import Markup, document, el, interval, number, table, text
-from scaletot_jax.evaluation.report import SECTIONS, excerpt, render, report
+from scaletot_jax.report.cards import tree
+from scaletot_jax.report.examples import bucket_names, short_hash
+from scaletot_jax.report.figures import Series, bars, before_after, curves, distributions, intervals, nice_ticks
+from scaletot_jax.report.material import collect, segment_uncertainty
+from scaletot_jax.report.page import Markup, document, el, interval, number, table, text
+from scaletot_jax.report.report import SECTIONS, excerpt, render, report
 from scaletot_jax.run import STAGES, Run
 
 VOID = {"meta", "link", "br", "hr", "img", "col"}

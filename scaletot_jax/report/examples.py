@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scaletot_jax.evaluation.cards import HASH_DIGITS, Card, Slot
 from scaletot_jax.files import read_table
+from scaletot_jax.report.cards import HASH_DIGITS, Card, Slot
 
 _ANSWERS = (("from the profile", "answer_direct"), ("after the chain", "answer_chain"), ("stored", "answer"))
 

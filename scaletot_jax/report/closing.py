@@ -6,9 +6,9 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from scaletot_jax.evaluation.lookup import dig
-from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.page import Markup, el, folded, section, table, text
+from scaletot_jax.report.lookup import dig
+from scaletot_jax.report.material import Material
+from scaletot_jax.report.page import Markup, el, folded, section, table, text
 from scaletot_jax.run import flatten
 
 

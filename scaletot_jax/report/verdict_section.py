@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scaletot_jax.evaluation.figures import intervals
-from scaletot_jax.evaluation.lookup import dig, ratio
-from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.page import (
+from scaletot_jax.report.figures import intervals
+from scaletot_jax.report.lookup import dig, ratio
+from scaletot_jax.report.material import Material
+from scaletot_jax.report.page import (
     Markup,
     absent,
     el,
@@ -22,7 +22,7 @@ from scaletot_jax.evaluation.page import (
     table,
     text,
 )
-from scaletot_jax.evaluation.student_sections import held_out_scores
+from scaletot_jax.report.student_sections import held_out_scores
 
 SYSTEMS = {
     "constant": "Constant: the training distribution",

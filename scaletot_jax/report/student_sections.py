@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaletot_jax.evaluation.figures import Series, bars, curves
-from scaletot_jax.evaluation.lookup import dig
-from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.page import Markup, absent, el, facts, folded, interval, number, percent, section, table
+from scaletot_jax.report.figures import Series, bars, curves
+from scaletot_jax.report.lookup import dig
+from scaletot_jax.report.material import Material
+from scaletot_jax.report.page import Markup, absent, el, facts, folded, interval, number, percent, section, table
 
 
 def learning(material: Material) -> Markup:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from scaletot_jax.errors import ConfigError, StaleRunError
-from scaletot_jax.evaluation import closing, sections, slices_section, student_sections, verdict_section
-from scaletot_jax.evaluation.material import Material, collect, environment, usable_stages
-from scaletot_jax.evaluation.page import document
 from scaletot_jax.files import write_bytes, write_json
+from scaletot_jax.report import closing, sections, slices_section, student_sections, verdict_section
+from scaletot_jax.report.material import Material, collect, environment, usable_stages
+from scaletot_jax.report.page import document
 from scaletot_jax.run import Run, Stage
 
 FORMAT = 1  # of metrics.json

@@ -19,9 +19,9 @@ import numpy as np
 
 from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import OutdatedStageError, ScaleToTError
-from scaletot_jax.evaluation.cards import REPLACED, Card
-from scaletot_jax.evaluation.examples import example_cards
 from scaletot_jax.files import read_json, read_table
+from scaletot_jax.report.cards import REPLACED, Card
+from scaletot_jax.report.examples import example_cards
 from scaletot_jax.run import STAGES, Run, Stage
 from scaletot_jax.step_log import read_steps
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scaletot_jax.evaluation.lookup import dig
-from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.page import Markup, absent, el, folded, interval, join, number, percent, section, table
-from scaletot_jax.evaluation.verdict_section import METRICS, decided, in_order
+from scaletot_jax.report.lookup import dig
+from scaletot_jax.report.material import Material
+from scaletot_jax.report.page import Markup, absent, el, folded, interval, join, number, percent, section, table
+from scaletot_jax.report.verdict_section import METRICS, decided, in_order
 
 KNOWN = {"teacher": "the teacher reasoned about", "head": "the heads were trained on"}
 SIDES = {"seen": "Among those", "unseen": "Not among those"}

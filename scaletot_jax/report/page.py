@@ -164,7 +164,7 @@ def document(title: str, sections: Sequence[tuple[str, str]], *body: object) -> 
       sections: (id, title) of the sections, for the list of contents.
       body: the content of ``main``.
     """
-    style = files("scaletot_jax.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("scaletot_jax.report").joinpath("report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     head = el(

@@ -1,16 +1,16 @@
 """The report's sections on the population and the teacher: funnel, budget, doubt, chains.
 
-Pure: :class:`~scaletot_jax.evaluation.material.Material` in, HTML out. A number that is not in the material is shown as a
+Pure: :class:`~scaletot_jax.report.material.Material` in, HTML out. A number that is not in the material is shown as a
 dash, and a section whose stage is missing says so.
 """
 
 from __future__ import annotations
 
-from scaletot_jax.evaluation.cards import chain_card
-from scaletot_jax.evaluation.figures import bars, before_after
-from scaletot_jax.evaluation.lookup import dig, product, ratio
-from scaletot_jax.evaluation.material import Material
-from scaletot_jax.evaluation.page import Markup, absent, el, facts, folded, join, number, percent, section, table
+from scaletot_jax.report.cards import chain_card
+from scaletot_jax.report.figures import bars, before_after
+from scaletot_jax.report.lookup import dig, product, ratio
+from scaletot_jax.report.material import Material
+from scaletot_jax.report.page import Markup, absent, el, facts, folded, join, number, percent, section, table
 
 
 def people(material: Material) -> Markup:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scaletot_jax.evaluation.page import Markup, el, number
+from scaletot_jax.report.page import Markup, el, number
 
 WIDTH = 400  # units of every chart; a phone shows about one unit a pixel, so 12-unit text stays readable
 _LETTER = 6.4  # mean width of a character of 12-unit text
