@@ -165,6 +165,10 @@ def default_config() -> ConfigDict:
     config.distill.num_profiles = 2000  # distinct profiles of the distill split, beside the teacher's
     config.distill.chains = 4  # sampled chains a profile
     config.distill.layer = "auto"  # auto (probe) | a fraction of the depth such as "0.75"
+    config.distill.target = (
+        "states"  # states | pooled | prompt_end | labels | shuffled | random, see encoder/targets.py
+    )
+    config.distill.placebos = ("labels", "shuffled", "random", "prompt_end")  # encoders trained beside it, same choices
     config.distill.dim = 64
     config.distill.whiten_dim = 64
     config.distill.width = 256
@@ -197,6 +201,7 @@ def default_config() -> ConfigDict:
     return config
 
 
+TARGETS = ("states", "pooled", "prompt_end", "labels", "shuffled", "random")
 _CHOICES = {
     "data.name": ("complete_journey", "oulad", "kuairand_pure", "synthetic", "parquet"),
     "data.profile_fields": ("static", "static+early"),
@@ -211,6 +216,7 @@ _CHOICES = {
     "sft.keep": ("last", "best"),
     **{f"{stage}.remat": ("none", "dots", "full") for stage in ("sft", "osipo")},
     **{f"{stage}.schedule": ("constant", "linear", "cosine") for stage in ("sft", "osipo")},
+    "distill.target": TARGETS,
     "osipo.ratio": ("segment", "token", "sequence"),
     "osipo.aggregation": ("segment_mean", "token_mean", "sequence_mean", "constant"),
 }
@@ -370,6 +376,14 @@ def validate(config: ConfigDict) -> None:
                     where=key,
                     why=f"it is {value}",
                 )
+    strange = [mode for mode in flat["distill.placebos"] if mode not in TARGETS]
+    if strange or len(set(flat["distill.placebos"])) < len(flat["distill.placebos"]):
+        raise ConfigError(
+            "placebos are different kinds of targets",
+            where="distill.placebos",
+            why=f"{list(flat['distill.placebos'])}",
+            do=f"list some of {', '.join(TARGETS)}, each once",
+        )
     penalties = flat["head.penalties"]
     if not penalties or not all(isinstance(p, (int, float)) and p >= 0 for p in penalties):
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scaletot_jax.files import read_arrays, write_arrays
+from scaletot_jax.student.states import ReasoningStates
 
 BLOCK = 32  # profiles a block: what a kill can cost
 
@@ -37,15 +38,21 @@ def missing_blocks(directory: Path, blocks: Iterable[Block]) -> list[Block]:
     return [block for block in blocks if not (directory / block.file).exists()]
 
 
-def write_block(
-    directory: Path, block: Block, states: dict[int, np.ndarray], prompt_end: dict[int, np.ndarray], answers: np.ndarray
-) -> None:
-    """Writes one block: for each layer its states [u, N, K, D] and prompt ends [u, D]; the answers [u, N, Kb]."""
-    arrays = {f"states/{layer}": value for layer, value in states.items()}
-    arrays |= {f"prompt_end/{layer}": value for layer, value in prompt_end.items()}
-    write_arrays(directory / block.file, {**arrays, "answers": answers})
+def write_block(directory: Path, block: Block, found: ReasoningStates, layers: Sequence[int]) -> None:
+    """Writes one block: what was found at ``layers``, the answers, and what the chains say."""
+    arrays = {
+        f"{kind}/{layer}": getattr(found, kind)[layer]
+        for kind in ("states", "pooled", "prompt_end")
+        for layer in layers
+    }
+    write_arrays(directory / block.file, {**arrays, "answers": found.answers, "slots": found.slots})
 
 
-def read_states(directory: Path, blocks: Sequence[Block], layer: int) -> np.ndarray:
-    """States [U, N, K, D] float32 of one layer, all blocks in order."""
-    return np.concatenate([read_arrays(directory / block.file)[f"states/{layer}"] for block in blocks])
+def read_states(directory: Path, blocks: Sequence[Block], layer: int, kind: str = "states") -> np.ndarray:
+    """Of one layer, all blocks in order: ``states`` or ``pooled`` [U, N, K, D], or ``prompt_end`` [U, D]; float32."""
+    return np.concatenate([read_arrays(directory / block.file)[f"{kind}/{layer}"] for block in blocks])
+
+
+def read_slots(directory: Path, blocks: Sequence[Block]) -> np.ndarray:
+    """Slot values [U, N, S] int32, all blocks in order."""
+    return np.concatenate([read_arrays(directory / block.file)["slots"] for block in blocks])

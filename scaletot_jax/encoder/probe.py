@@ -15,6 +15,7 @@ import numpy as np
 from scaletot_jax.errors import DataError
 
 PENALTIES = tuple(10.0**power for power in range(-3, 5))  # × the mean squared norm of a standardised row
+MIN_PROBE = 30  # labelled profiles; fewer say nothing about a layer
 FRACTIONS = (1 / 2, 2 / 3, 3 / 4, 1.0)
 
 
@@ -35,6 +36,11 @@ def candidate_layers(num_layers: int) -> tuple[int, ...]:
 def folds_of(groups: Sequence[str], folds: int) -> np.ndarray:
     """Fold of each row [U] by a hash of its group: one group never lies in two folds."""
     return np.array([int(hashlib.sha256(f"probe:{group}".encode()).hexdigest()[:8], 16) % folds for group in groups])
+
+
+def can_probe(labels: np.ndarray, folds: np.ndarray) -> bool:
+    """Whether a probe of these labels [U] would say anything."""
+    return len(labels) >= MIN_PROBE and len(np.unique(folds)) >= 2 and labels.std() > 0
 
 
 def ridge_probe(

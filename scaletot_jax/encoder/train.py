@@ -39,18 +39,32 @@ class TrainState(NamedTuple):
     best_step: jax.Array  # [] int32
 
 
+class LossWeights(NamedTuple):
+    """Of the parts of ``losses.distill_loss`` beside the squared error."""
+
+    cosine: float
+    gram: float
+    contrast: float
+
+
+STATES = LossWeights(0.5, 0.5, 0.1)
+LABELS = LossWeights(0.0, 0.0, 0.0)  # equal labels are no pair to be told apart
+
+
 def distillation_loss(
-    predicted: tuple[jax.Array, ...], targets: tuple[jax.Array, ...]
+    predicted: tuple[jax.Array, ...], targets: tuple[jax.Array, ...], weights: LossWeights = STATES
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean over segments of ``losses.distill_loss``; segments of one width, as a rule all, are one call.
 
-    No label enters: the encoder is trained on reasoning states alone.
+    No label enters, unless the targets are the placebo of labels (:mod:`scaletot_jax.encoder.targets`).
     """
     loss = jnp.zeros(())
     total: dict[str, jax.Array] = {}
     for z, target in _stacked(predicted, targets):
         share = z.shape[1] / len(targets)
-        value, parts = distill_loss(z, target)
+        value, parts = distill_loss(
+            z, target, cosine_weight=weights.cosine, gram_weight=weights.gram, contrast_weight=weights.contrast
+        )
         loss += share * value
         total = {name: total.get(name, jnp.zeros(())) + share * part for name, part in parts.items()}
     return loss, total
@@ -115,7 +129,7 @@ def draw_rows(seed: int, first: int, checks: int, users: int, batch_size: int) -
     return np.asarray(rows, np.int32).reshape(checks, CHECK_EVERY, -1)
 
 
-@partial(jax.jit, static_argnames=("spec", "optimizer", "rate"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("spec", "optimizer", "rate", "weights"), donate_argnames="state")
 def train_block(
     state: TrainState,
     train: Data,
@@ -127,6 +141,7 @@ def train_block(
     spec: EncoderSpec,
     optimizer: optax.GradientTransformation,
     rate: float,
+    weights: LossWeights = STATES,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Runs a block of steps on the device, keeping the weights that do best on ``select``.
 
@@ -139,6 +154,7 @@ def train_block(
       key: of the whole run, the same for every block; the step's number is folded in.
       spec, optimizer: what is trained, and how.
       rate: of field dropout.
+      weights: of the parts of the loss.
 
     Returns:
       the new state, and for each check the means over its steps of ``loss`` and its parts, and ``select_error``.
@@ -152,7 +168,7 @@ def train_block(
         wanted = tuple(target[chosen] for target in train.targets)
 
         def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return distillation_loss(apply(params, spec, batch).segments, wanted)
+            return distillation_loss(apply(params, spec, batch).segments, wanted, weights)
 
         (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)

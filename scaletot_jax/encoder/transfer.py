@@ -10,7 +10,7 @@ than it will for others. So the evidence is kept apart, and only :data:`UNSEEN` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +87,7 @@ def retrieval(target: np.ndarray, predicted: np.ndarray, pool: int = 1000) -> di
 
 def transfer_evidence(
     names: list[str],
-    states: np.ndarray,
+    states: Sequence[np.ndarray],
     held_out: np.ndarray,
     train: np.ndarray,
     whitening: list[Whitening],
@@ -97,20 +97,20 @@ def transfer_evidence(
 
     Args:
       names: of the segments.
-      states: [U, N, K, D].
+      states: for each segment [U, N, D].
       held_out, train: bool [U].
       whitening: of each segment.
       encoded: the encoder's output for the held-out profiles.
     """
     out = []
     for k, (name, w) in enumerate(zip(names, whitening)):
-        chains = whiten(w, states[held_out, :, k])  # [H, N, d]
+        chains = whiten(w, states[k][held_out])  # [H, N, d]
         target, predicted = chains.mean(1), np.asarray(encoded.segments[k], np.float64)
         scale = np.sqrt(w.variance)
         row: dict[str, Any] = {
             "segment": name,
             "dim": len(scale),
-            "effective_rank": effective_rank(states[train, :, k].mean(1)),
+            "effective_rank": effective_rank(states[k][train].mean(1)),
             "held_out": len(target),
         }
         if len(target) > 1:
@@ -131,7 +131,7 @@ def transfer_evidence(
 
 def evidence_by_exposure(
     names: list[str],
-    states: np.ndarray,
+    states: Sequence[np.ndarray],
     held_out: np.ndarray,
     trained: np.ndarray,
     train: np.ndarray,
@@ -153,7 +153,7 @@ def evidence_by_exposure(
 def evidence_by_slice(
     slices: Mapping[str, np.ndarray],
     names: list[str],
-    states: np.ndarray,
+    states: Sequence[np.ndarray],
     held_out: np.ndarray,
     train: np.ndarray,
     whitening: list[Whitening],

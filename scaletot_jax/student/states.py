@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scaletot_jax.chains.automaton import CompiledChain
+from scaletot_jax.chains.parser import parse
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.model import forward
@@ -33,13 +35,25 @@ class ReasoningStates(NamedTuple):
 
     Attributes:
       states: layer → [U, N, K, D] float32, residual stream after that layer at each segment's closing token.
+      pooled: layer → [U, N, K, D] float32, its mean over each segment's content tokens: a baseline.
       prompt_end: layer → [U, D] float32, at the prompt's last token: the profile without reasoning.
       answers: [U, N, Kb] float32, answer distribution at the end of each chain.
+      slots: [U, N, S] int32, which of its slot's values each chain says; -1 for free text and where the chain is not whole.
     """
 
     states: dict[int, Any]
+    pooled: dict[int, Any]
     prompt_end: dict[int, Any]
     answers: Any
+    slots: Any
+
+
+class LayerStates(NamedTuple):
+    """What :func:`read_states` reads, one array a layer; as the fields of :class:`ReasoningStates`."""
+
+    states: tuple[jax.Array, ...]
+    pooled: tuple[jax.Array, ...]
+    prompt_end: tuple[jax.Array, ...]
 
 
 def closing_places(rollouts: Rollouts, grammar: GrammarArrays, num_segments: int) -> jax.Array:
@@ -61,8 +75,8 @@ def read_states(
     lora_scale: float,
     num_segments: int,
     layers: tuple[int, ...],
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """One pass over prompts [U, P] and their chains: for each layer the states [U, N, K, D] and prompt ends [U, D]."""
+) -> LayerStates:
+    """One pass over prompts [U, P] and their chains."""
     depth = max(layers)  # what lies above the highest layer asked for is not computed
     params, config = truncate(params, config, depth)
     lora = jax.tree.map(lambda leaf: leaf[:depth], lora)
@@ -83,9 +97,28 @@ def read_states(
     begin = prompts.shape[1] + length * jnp.arange(count)[None, :, None]
     places = begin + closing_places(rollouts, grammar, num_segments)
     last = jnp.sum(prompt_valid, axis=1) - 1
-    states = tuple(gather(layer, places) for layer in out.layers)
-    ends = tuple(gather(layer, last[:, None])[:, 0] for layer in out.layers)
-    return states, ends
+    inside = (rollouts.segment_ids[..., None] == jnp.arange(num_segments)) & rollouts.valid[..., None]  # [U, N, R, K]
+    share = inside / jnp.maximum(inside.sum(2, keepdims=True), 1)
+    chains = (layer[:, prompts.shape[1] :].reshape(*inside.shape[:3], -1) for layer in out.layers)
+    return LayerStates(
+        tuple(gather(layer, places) for layer in out.layers),
+        tuple(jnp.einsum("unrk,unrd->unkd", share.astype(chain.dtype), chain) for chain in chains),
+        tuple(gather(layer, last[:, None])[:, 0] for layer in out.layers),
+    )
+
+
+def slot_values(chain: CompiledChain, tokens: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Which value each slot of each chain [..., R] has, int32 [..., S]; see :class:`ReasoningStates`."""
+    slots = chain.spec.slots
+    places = [{value: i for i, value in enumerate(slot.values)} for slot in slots]
+    out = np.full((*tokens.shape[:-1], len(slots)), -1, np.int32)
+    for index in np.ndindex(*tokens.shape[:-1]):
+        values = parse(chain, tokens[index][valid[index]]).values
+        if values is not None:
+            out[index] = [
+                place.get(value, -1) if isinstance(value, str) else -1 for place, value in zip(places, values)
+            ]
+    return out
 
 
 @functools.partial(jax.jit, static_argnames=("config", "lora_scale", "num_segments", "layers", "max_length"))
@@ -95,7 +128,7 @@ def _sample_and_read(
     rollouts = sample_chains(
         params, config, grammar, prompts, prompt_valid, keys, max_length=max_length, lora=lora, lora_scale=lora_scale
     )
-    states, ends = read_states(
+    found = read_states(
         params,
         lora,
         grammar,
@@ -107,7 +140,7 @@ def _sample_and_read(
         num_segments=num_segments,
         layers=layers,
     )
-    return states, ends, rollouts.answers
+    return found, rollouts.answers, rollouts.tokens, rollouts.valid
 
 
 def stream_states(
@@ -130,7 +163,7 @@ def stream_states(
     for begin in range(0, len(texts), batch_size):
         rows = np.arange(begin, min(begin + batch_size, len(texts)))
         filled = np.resize(rows, batch_size)  # one shape, one compiled program
-        states, ends, answers = _sample_and_read(
+        found, answers, chain_tokens, chain_valid = _sample_and_read(
             student.params,
             student.lora,
             student.grammar,
@@ -144,11 +177,11 @@ def stream_states(
             max_length=student.chain_length,
         )
         kept = len(rows)
-        yield ReasoningStates(
-            {layer: np.asarray(value)[:kept] for layer, value in zip(layers, states)},
-            {layer: np.asarray(value)[:kept] for layer, value in zip(layers, ends)},
-            np.asarray(answers)[:kept],
+        states, pooled, ends = (
+            {layer: np.asarray(value)[:kept] for layer, value in zip(layers, part)} for part in found
         )
+        said = slot_values(student.chain, np.asarray(chain_tokens)[:kept], np.asarray(chain_valid)[:kept])
+        yield ReasoningStates(states, pooled, ends, np.asarray(answers)[:kept], said)
 
 
 def reasoning_states(

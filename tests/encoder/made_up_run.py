@@ -33,6 +33,7 @@ def config(rows: int = 600, **overrides):
     made.distill.learning_rate = 3e-3
     made.score.batch_size = 64
     made.score.shard_rows = 150
+    made.distill.placebos = ("labels",)
     made.head.seeds = 2
     made.head.steps = 100
     made.head.penalties = (1e-2,)
@@ -103,14 +104,15 @@ class MadeUpStudent:
             mean = 50 + np.einsum("uq,kqd->ukd", z, self.maps[layer])
             out[layer] = (mean[:, None] + scale * noise).astype(np.float32)
         ends = {layer: value[:, 0, 0] for layer, value in out.items()}
-        return ReasoningStates(out, ends, np.full((len(ids), chains, 7), 1 / 7, np.float32))
+        said = np.repeat((z[:, None, :1] > 0).astype(np.int32), chains, axis=1)  # one slot a chain
+        return ReasoningStates(out, out, ends, np.full((len(ids), chains, 7), 1 / 7, np.float32), said)
 
     def install(self, monkeypatch) -> MadeUpStudent:
-        from scaletot_jax.encoder import distill
+        from scaletot_jax.encoder import collect, distill
 
         monkeypatch.setattr(distill, "identity_of_model", lambda config: {"weights": "made up"})
         monkeypatch.setattr(distill, "load_student", self.load)
-        monkeypatch.setattr(distill, "reasoning_states", self.states)
+        monkeypatch.setattr(collect, "reasoning_states", self.states)
         return self
 
 

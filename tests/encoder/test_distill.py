@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from encoder.made_up_run import BEST_LAYER, SEGMENTS, MadeUpStudent, files, open_run
 
+from scaletot_jax.encoder import collect, fit, placebos
 from scaletot_jax.encoder import distill as stage_module
 from scaletot_jax.encoder.artifact import load_encoder
 from scaletot_jax.encoder.blocks import plan_blocks, read_states
@@ -135,11 +136,11 @@ def test_killed_and_continued_gives_the_same_bytes(finished, tmp_path, moment):
                 return stopping
 
             if moment == "second block":
-                patch.setattr(stage_module, "reasoning_states", stop_after(made.states, 1))
+                patch.setattr(collect, "reasoning_states", stop_after(made.states, 1))
             elif moment == "after the probe":
                 patch.setattr(stage_module.store, "read_states", stop_after(stage_module.store.read_states, 3))
             elif moment == "first checkpoint":
-                patch.setattr(stage_module, "train_block", stop_after(stage_module.train_block, 1))
+                patch.setattr(fit, "train_block", stop_after(fit.train_block, 1))
             else:
                 patch.setattr(stage_module, "save_encoder", stop_after(stage_module.save_encoder, 0))
             with pytest.raises(Killed):
@@ -158,13 +159,53 @@ def test_blocks_hold_every_profile_once(finished):
     assert states.shape == (used.num_rows, 3, len(SEGMENTS), 24)
 
 
+def test_placebos_are_trained_beside_it_and_embed_every_row(finished):
+    run, stage, _ = finished
+    encoders = placebos.load_placebos(run)
+    assert list(encoders) == list(run.config["distill"]["placebos"]) == ["labels"]
+    features = open_population(run).features.encode(open_population(run).table)
+    main = load_encoder(stage.directory)
+    early = np.array([name in ("visits_30", "days_since_last_visit") for name in main.spec.fields])
+    embedded = {name: placebos.embed(one, features) for name, one in (("main", main), *encoders.items())}
+    hidden = placebos.embed(encoders["labels"], features, withheld=early)
+    assert embedded["labels"].shape == embedded["main"].shape == hidden.shape == (600, 8)
+    assert encoders["labels"].record["target"] == "labels" and main.record["target"] == "states"
+    assert np.abs(embedded["labels"] - embedded["main"]).max() > 0.1 and np.abs(hidden - embedded["labels"]).max() > 0.1
+    assert stage.summary()["placebos"] == ["labels"]
+    assert "placebos/labels/encoder.json" in json.loads(stage.path("stage.json").read_text())["artifacts"]
+
+
+def test_labels_of_later_splits_are_never_targets(finished):
+    """Oracle: the mean over the profile's rows, one by one."""
+    run = finished[0]
+    population = open_population(run)
+    profiles = choose_profiles(
+        population.table, pq.read_table(run.workdir / "teach/chains.parquet")["exact_key"].to_pylist(), "lt30", 120, 0
+    )
+    found = stage_module.labels_of(population, profiles)["lt30"]
+    for i in range(0, len(profiles.keys), 17):
+        rows = [
+            row
+            for row in population.table.select(["exact_key", "split", "lt30"]).to_pylist()
+            if row["exact_key"] == profiles.keys[i] and row["split"] in ("teacher", "distill")
+        ]
+        assert found[i] == pytest.approx(np.mean([row["lt30"] for row in rows]))
+
+
+def test_a_whole_run_on_a_placebo(tmp_path, monkeypatch):
+    with open_run(tmp_path, distill__target="labels", distill__placebos=()) as run:
+        MadeUpStudent(run).install(monkeypatch)
+        summary = stage_module.distill(run).summary()
+    assert summary["target"] == "labels" and summary["labels_used_for_training"] and summary["transfer"] == {}
+
+
 def test_a_layer_can_be_set_and_a_wrong_one_is_refused(tmp_path, monkeypatch):
     with open_run(tmp_path, distill__layer="0.5") as run:
         MadeUpStudent(run).install(monkeypatch)
         assert stage_module.distill(run).summary()["layer"] == 2
     for bad in ("deep", "1.5"):
         with pytest.raises(ConfigError, match=r"distill\.layer"):
-            stage_module._fraction_layer(bad, 4)
+            collect._fraction_layer(bad, 4)
 
 
 def test_a_reasoned_profile_of_an_evaluation_user_is_refused(finished):

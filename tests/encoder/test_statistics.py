@@ -142,14 +142,14 @@ def test_what_is_reproduced_for_trained_groups_only_is_no_evidence_for_the_other
     target = whiten(w, chains[held_out, :, 0].mean(1))
     predicted = np.where(trained[held_out, None], target, target.mean(0))
     found = transfer.evidence_by_exposure(
-        ["a"], chains, held_out, trained, ~held_out, [w], Encoded(np.zeros((60, 2)), (predicted,))
+        ["a"], [chains[:, :, 0]], held_out, trained, ~held_out, [w], Encoded(np.zeros((60, 2)), (predicted,))
     )
     (known,), (new,) = found[transfer.TRAINED], found[transfer.UNSEEN]
     assert (known["held_out"], new["held_out"]) == (30, 30)
     assert known["r2"] == pytest.approx(1) and known["retrieval"]["recall_at_1"] == 1
     assert new["r2"] <= 0 and new["retrieval"]["recall_at_1"] <= new["retrieval"]["chance_recall_at_1"]
     nobody = transfer.evidence_by_exposure(
-        ["a"], chains, held_out, held_out, ~held_out, [w], Encoded(np.zeros((60, 2)), (predicted,))
+        ["a"], [chains[:, :, 0]], held_out, held_out, ~held_out, [w], Encoded(np.zeros((60, 2)), (predicted,))
     )
     assert set(nobody[transfer.UNSEEN][0]) == {"segment", "dim", "effective_rank", "held_out"}
 

@@ -281,6 +281,7 @@ def test_states_are_those_of_the_plain_model_at_the_closing_tokens(undisturbed):
     import jax
     import jax.numpy as jnp
 
+    from scaletot_jax.chains.parser import parse
     from scaletot_jax.lm.model import forward
     from scaletot_jax.student.policy import encode_prompts
     from scaletot_jax.student.rollout import request_keys, sample_chains
@@ -306,6 +307,12 @@ def test_states_are_those_of_the_plain_model_at_the_closing_tokens(undisturbed):
         )  # fmt: skip
         places = valid[0].sum() + np.flatnonzero(chain == close)
         assert len(places) == student.spec.num_segments
+        parsed = parse(student.chain, chain)
+        said = [slot.values[i] for slot, i in zip(student.spec.slots, found.slots[0, n])]
+        assert said == parsed.values
         for layer, states in zip((1, 2), out.layers):
             np.testing.assert_allclose(found.states[layer][0, n], states[0][places], atol=1e-4)
+            for k, pooled in enumerate(found.pooled[layer][0, n]):
+                content = valid[0].sum() + np.flatnonzero(parsed.segment_ids == k)
+                np.testing.assert_allclose(pooled, states[0][content].mean(0), atol=1e-4)
             np.testing.assert_allclose(found.prompt_end[layer][0], states[0][valid[0].sum() - 1], atol=1e-4)

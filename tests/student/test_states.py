@@ -26,8 +26,8 @@ def states(attention):
     config = dataclasses.replace(STUDENT.config, attention=attention)
     read = partial(read_states, config=config, lora_scale=2.0, num_segments=2, layers=(1, 2))
     quick = jax.jit(read, compiler_options={"xla_backend_optimization_level": 0})
-    found, _ = quick(STUDENT.params, STUDENT.lora, STUDENT.grammar, DATA.prompts, DATA.prompt_valid, chains)
-    return [np.asarray(layer)[chains.complete] for layer in found]
+    found = quick(STUDENT.params, STUDENT.lora, STUDENT.grammar, DATA.prompts, DATA.prompt_valid, chains)
+    return [np.asarray(layer)[chains.complete] for layer in found.states]
 
 
 @pytest.mark.parametrize("attention", ["dot_product", "splash"])

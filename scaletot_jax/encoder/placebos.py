@@ -1,0 +1,134 @@
+"""Placebos of the distilled encoder: the same network, trained by the same code on the same profiles, on other targets.
+
+A gain of ẑ may be put down to reasoning only where ẑ beats the encoder that was trained on labels alone, on shuffled states,
+on random projections of the profile and on prompt ends (:mod:`scaletot_jax.encoder.targets`). Stage ``distill`` trains one
+for each mode in ``distill.placebos`` and leaves it in ``distill/placebos/MODE/`` in the format of
+:mod:`scaletot_jax.encoder.artifact`::
+
+    for mode, encoder in load_placebos(run).items():
+        z = embed(encoder, features)          # [U, E] for every row, like the distilled ẑ
+        z_static = embed(encoder, features, withheld=early)
+
+With ``distill.target = MODE`` the whole line (score, evaluate, export) runs on that encoder instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaletot_jax.encoder import blocks as store
+from scaletot_jax.encoder.artifact import Encoder, load_encoder, save_encoder, sha256_json
+from scaletot_jax.encoder.fit import fit_encoder
+from scaletot_jax.encoder.model import EncoderSpec, Inputs, redact
+from scaletot_jax.encoder.score import compile_embedding, embed_rows
+from scaletot_jax.encoder.targets import Targets, label_targets, random_targets, shuffled_targets, whitened_targets
+from scaletot_jax.encoder.train import LABELS, STATES, LossWeights
+from scaletot_jax.files import read_json
+from scaletot_jax.run import Run, Stage
+
+FOLDER = "placebos"
+_BATCH = 8192
+
+
+class Source(NamedTuple):
+    """What targets are made of; of U distilled profiles."""
+
+    directory: Path  # of the stage, where the states lie
+    plan: list[store.Block]
+    layer: int
+    segments: tuple[str, ...]
+    part: np.ndarray  # [U] "train", "select" or "held_out"
+    dense: np.ndarray  # [U, P] dense profile features
+    labels: dict[str, np.ndarray]  # column → [U]
+    dim: int  # most whitened directions
+    seed: int
+
+
+def make_targets(mode: str, source: Source) -> Targets:
+    """The targets of a mode, one of ``config.TARGETS``."""
+    train = source.part == "train"
+    if mode == "labels":
+        return label_targets(source.labels, train)
+    if mode == "random":
+        return random_targets(source.segments, source.dense, train, source.dim, source.seed)
+    kind = "states" if mode == "shuffled" else mode
+    found = store.read_states(source.directory, source.plan, source.layer, kind)
+    chains = [found[:, None]] if kind == "prompt_end" else [found[:, :, k] for k in range(len(source.segments))]
+    names = ("prompt_end",) if kind == "prompt_end" else source.segments
+    targets = whitened_targets(names, chains, train, source.dim)
+    return shuffled_targets(targets, source.part, source.seed) if mode == "shuffled" else targets
+
+
+def weights_of(mode: str) -> LossWeights:
+    """Of the loss for targets of this mode."""
+    return LABELS if mode == "labels" else STATES
+
+
+def train_placebos(
+    stage: Stage,
+    source: Source,
+    spec: EncoderSpec,
+    inputs: Inputs,
+    early: np.ndarray,
+    settings: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> None:
+    """Trains those of ``settings["placebos"]`` that are not there yet; one that was interrupted goes on.
+
+    Args:
+      stage: ``distill``.
+      source: of the targets.
+      spec: of the main encoder; a placebo differs in its segment heads alone, which are not served.
+      inputs, early, settings: as in :func:`scaletot_jax.encoder.fit.fit_encoder`.
+      identity: facts for ``encoder.json``.
+    """
+    for mode in settings["placebos"]:
+        folder = stage.path(FOLDER) / mode
+        if (folder / "encoder.json").exists():  # written last
+            continue
+        targets = make_targets(mode, source)
+        own = EncoderSpec.from_dict(
+            {**spec.to_dict(), "segments": targets.names, "target_dims": [w.axes.shape[1] for w in targets.whitening]}
+        )
+        final = fit_encoder(
+            folder, own, inputs, targets.values, source.part, early, settings, source.seed,
+            weights=weights_of(mode), name=f"placebo {mode}",
+        )  # fmt: skip
+        save_encoder(folder, own, final.best, targets.whitening, target=mode, **identity)
+
+
+def load_placebos(run: Run) -> dict[str, Encoder]:
+    """Mode → encoder, in the order of ``distill.placebos``.
+
+    Raises:
+      StaleRunError: an encoder was trained with another feature space, or its file was changed.
+    """
+    stage = run.finished("distill")
+    features = sha256_json(read_json(run.finished("prepare").path("features.json")))
+    found = {}
+    for mode in run.config["distill"]["placebos"]:
+        stage.check_artifacts(only=f"{FOLDER}/{mode}/encoder.json")
+        found[mode] = load_encoder(stage.path(FOLDER) / mode, features_sha256=features)
+    return found
+
+
+def embed(encoder: Encoder, features: Any, *, withheld: np.ndarray | None = None) -> np.ndarray:
+    """Embeddings [U, E] float32, rounded to float16 as the population's are.
+
+    Args:
+      encoder: the distilled one or a placebo.
+      features: of U rows, ``profiles.features.Features``.
+      withheld: bool [F], fields (in the order of ``encoder.spec.fields``) that are withheld from every row.
+    """
+    inputs = Inputs(*features)
+    if withheld is not None:
+        hidden = jax.jit(redact, static_argnames="spec")(inputs, jnp.asarray(withheld), spec=encoder.spec)
+        inputs = Inputs(*(np.asarray(column) for column in hidden))
+    rows = embed_rows(compile_embedding(encoder.spec, encoder.params), inputs, min(_BATCH, len(inputs.cat)))
+    return rows.astype(np.float16).astype(np.float32)
