@@ -33,6 +33,7 @@ def get_config():
     config.osipo.warmup_updates = 1
     config.osipo.eval_profiles = 16
     config.distill.num_profiles = 24
+    config.distill.placebos = ("labels",)
     config.distill.chains = 2
     config.distill.dim = 8
     config.distill.whiten_dim = 8

@@ -26,6 +26,7 @@ SMALL = {
     "osipo.rollouts": 4,
     "osipo.eval_profiles": 8,
     "distill.num_profiles": 60,
+    "distill.placebos": [],
     "distill.chains": 2,
     "distill.dim": 8,
     "distill.whiten_dim": 8,
