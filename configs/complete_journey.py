@@ -15,6 +15,10 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.data.name = "complete_journey"
 
+    config.split.distill = 0.15  # docs/protocol.md: more households to judge on than by default
+    config.split.head = 0.20
+    config.split.test = 0.30
+
     config.sft.epochs = 1  # 174 steps of 8 profiles x 2 chains
 
     config.osipo.updates = 50

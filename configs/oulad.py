@@ -16,6 +16,10 @@ def get_config() -> ConfigDict:
     config.data.low_activity = False  # --config.data.low_activity=true: at most two active days before the course
     config.lm.max_profile_tokens = 128
 
+    config.split.distill = 0.15  # docs/protocol.md: more users to judge on than by default
+    config.split.head = 0.20
+    config.split.test = 0.30
+
     config.teacher.num_profiles = 300
     config.teacher.pilot_profiles = 300
 

@@ -42,6 +42,9 @@ def default_config() -> ConfigDict:
     config.split.test = 0.15
     config.split.time_forward = True  # where the schema has a snapshot date: val and test lie after the training labels
     config.split.evaluation_share = 0.4  # share of the snapshot dates, the latest, on which val and test lie
+    config.split.shift_field = ""  # train on rows with one value of this field, test on rows with another: a shift test
+    config.split.shift_train = ""  # its value for teacher, distill, head and val
+    config.split.shift_test = ""  # its value for test
 
     # language model
     config.lm = ConfigDict()
@@ -417,6 +420,14 @@ def validate(config: ConfigDict) -> None:
             where="sft.keep",
             why=f"sft.eval_fraction = {flat['sft.eval_fraction']}, checkpoint.keep_best = {flat['checkpoint.keep_best']}",
             do="set both above 0, or sft.keep=last",
+        )
+    shift = {name: bool(flat[f"split.shift_{name}"]) for name in ("field", "train", "test")}
+    if any(shift.values()) and (not all(shift.values()) or flat["split.shift_train"] == flat["split.shift_test"]):
+        raise ConfigError(
+            "a shift test needs a field and two different values of it",
+            where="split.shift_field, split.shift_train, split.shift_test",
+            do="set all three, e.g. --config.split.shift_field=module --config.split.shift_train=BBB "
+            "--config.split.shift_test=AAA, or none",
         )
     if flat["teacher.backend"] == "served":
         served.check(config.teacher.served.to_dict(), scoring=flat["teacher.scoring"])

@@ -6,7 +6,7 @@ from scaletot_jax.config import _RANGES, default_config, load_config, override, 
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.run import flatten
 
-RECIPES = ("quickstart", "complete_journey", "oulad")
+RECIPES = ("quickstart", "complete_journey", "oulad", "oulad_low_activity", "oulad_shift", "kuairand")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -56,6 +56,7 @@ def test_a_bad_override_names_the_key(key, text, message):
         ("osipo.beta", -1.0),
         ("teacher.pilot_profiles", 10**6),
         ("data.name", "parquet"),
+        ("split.shift_field", "module"),
     ],
 )
 def test_an_impossible_value_is_refused_before_anything_is_loaded(key, value):

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scaletot_jax.errors import DataError
+from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.files import read_json, read_table, write_json, write_table
 from scaletot_jax.profiles import keys, split
 from scaletot_jax.profiles.features import FeatureSpace
@@ -118,9 +118,12 @@ def build_population(table: pa.Table, schema: Schema, which: str, fractions: Map
     if schema.snapshot and fractions["time_forward"]:
         days = table["snapshot"].cast(pa.int32()).to_numpy().astype(np.int64)
     horizon = schema.labels.days.horizon
-    splits = split.assign(
-        groups, fractions, seed=seed, days=days, horizon=horizon, evaluation_share=fractions["evaluation_share"]
-    )
+    if fractions["shift_field"]:
+        splits = _shifted(table, groups, fractions, seed=seed, by_time=days is not None)
+    else:
+        splits = split.assign(
+            groups, fractions, seed=seed, days=days, horizon=horizon, evaluation_share=fractions["evaluation_share"]
+        )
     split.assert_disjoint(groups, splits, days=days, horizon=horizon)
     empty = [name for name in split.SPLITS if not (splits == name).any()]
     if empty:
@@ -140,6 +143,29 @@ def build_population(table: pa.Table, schema: Schema, which: str, fractions: Map
     }
     rest = {name: table[name] for name in table.column_names if name not in head}
     return pa.table({**head, **rest})
+
+
+def _shifted(
+    table: pa.Table, groups: Sequence[str], fractions: Mapping[str, Any], *, seed: int, by_time: bool
+) -> np.ndarray:
+    name = fractions["shift_field"]
+    if by_time:
+        raise ConfigError(
+            "a shift test and a split by time exclude each other",
+            where="split.shift_field, split.time_forward",
+            do="set split.time_forward=False to test the shift alone",
+        )
+    if name not in table.column_names or not pa.types.is_string(table[name].type):
+        raise ConfigError(
+            "a shift test needs a field of words",
+            where="split.shift_field",
+            why=f"'{name}' is not one",
+            do="name an enum or ordered field of the schema",
+        )
+    return split.assign_shifted(
+        groups, table[name].to_pylist(), fractions, seed=seed, field=name,
+        train=fractions["shift_train"], test=fractions["shift_test"],
+    )  # fmt: skip
 
 
 def summarise(population: pa.Table, schema: Schema, fields: Sequence[Field]) -> dict[str, Any]:

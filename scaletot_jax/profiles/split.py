@@ -77,6 +77,58 @@ def assign(
     return split
 
 
+def assign_shifted(
+    groups: Sequence[str],
+    values: Sequence[str | None],
+    fractions: Mapping[str, float],
+    *,
+    seed: int,
+    field: str,
+    train: str,
+    test: str,
+) -> np.ndarray:
+    """The split of every row where training and test are two values of one field: how far does what was learnt carry?
+
+    Rows of ``train`` go to teacher, distill, head and val by the hash of their group, in the proportion of those
+    fractions; val stays on this side, so that nothing is chosen by labels of the other. Rows of ``test`` are the test
+    split, but for those of a group that has rows on both sides: these, and rows of any other value, are ``unused``.
+
+    Args:
+      groups: [N] group of each row.
+      values: [N] the field.
+      fractions: as in :func:`assign`; that of test is not used.
+      seed: another seed gives another, independent assignment.
+      field: its name, for errors.
+      train, test: two values.
+
+    Returns:
+      [N] object array of split names, or ``unused``.
+
+    Raises:
+      ConfigError: no row has one of the values.
+    """
+    domain = np.asarray([value if value is not None else "" for value in values], object)
+    for key, value in (("shift_train", train), ("shift_test", test)):
+        if not (domain == value).any():
+            known = sorted({str(item) for item in domain if item != ""})
+            raise ConfigError(
+                "no row has this value",
+                where=f"split.{key}",
+                why=f"'{value}' is not a value of '{field}'",
+                do=f"it has {', '.join(known[:12])}{' …' if len(known) > 12 else ''}",
+            )
+    learnt = [name for name in SPLITS if name != "test"]
+    bounds = np.cumsum([fractions[name] for name in learnt])
+    which = np.searchsorted(bounds / bounds[-1], unit_hash(groups, seed, "split"), side="right")
+    split = np.array(learnt, dtype=object)[np.minimum(which, len(learnt) - 1)]
+    split[domain != train] = UNUSED
+    _, codes = _codes(groups)
+    trained = np.zeros(codes.max(initial=-1) + 1, bool)
+    trained[codes[domain == train]] = True
+    split[(domain == test) & ~trained[codes]] = "test"
+    return split
+
+
 def first_evaluation_day(days: np.ndarray, horizon: int, share: float) -> int:
     """The earliest snapshot of the evaluation period: the latest ``share`` of the distinct days, at least one."""
     distinct = np.unique(days)

@@ -193,3 +193,17 @@ def test_the_renderer_file_is_plain_json(tmp_path):
         "visits_30",
         "days_since_last_visit",
     }
+
+
+def test_a_shift_between_two_values_of_a_field(tmp_path):
+    config = recipe(limit=600)
+    config["split"] |= {"shift_field": "city", "shift_train": "Arden", "shift_test": "Brook"}
+    _, population = prepared(tmp_path / "shift", config)
+    found = {(city, split) for city, split in zip(*(population.table[n].to_pylist() for n in ("city", "split")))}
+    assert {split for city, split in found if city == "Arden"} == {"teacher", "distill", "head", "val"}
+    assert {split for city, split in found if city == "Brook"} == {"test"}
+    assert {split for city, split in found if city not in ("Arden", "Brook")} == {"unused"}
+    for field, value, told in (("city", "Nowhere", "it has Arden, Brook"), ("age", "30", "field of words")):
+        config["split"] |= {"shift_field": field, "shift_test": value}
+        with pytest.raises(ConfigError, match=told):
+            prepared(tmp_path / field, config)

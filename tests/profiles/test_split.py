@@ -2,11 +2,20 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaletot_jax.errors import ConfigError, DataError
-from scaletot_jax.profiles.split import EVALUATION, SPLITS, TRAIN, UNUSED, assert_disjoint, assign, unit_hash
+from scaletot_jax.profiles.split import (
+    EVALUATION,
+    SPLITS,
+    TRAIN,
+    UNUSED,
+    assert_disjoint,
+    assign,
+    assign_shifted,
+    unit_hash,
+)
 
 FRACTIONS = {"teacher": 0.25, "distill": 0.2, "head": 0.3, "val": 0.1, "test": 0.15}
 
@@ -97,3 +106,35 @@ def test_the_last_training_snapshot_is_the_one_whose_window_has_closed(horizon, 
     days = np.repeat(np.arange(10) * 30, 100)
     split = assign(groups, FRACTIONS, seed=0, days=days, horizon=horizon, evaluation_share=0.4)
     assert days[np.isin(split, TRAIN)].max() == last and days[np.isin(split, EVALUATION)].min() == 180
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["A", "B", "C", None])), min_size=1, max_size=80), st.integers(0, 5))
+def test_a_shift_keeps_people_and_values_apart(rows, seed):  # fmt: skip
+    groups, values = [f"g{g}" for g, _ in rows], [value for _, value in rows]
+    options = {"seed": seed, "field": "module", "train": "B", "test": "A"}
+    if not {"A", "B"} <= set(values):
+        with pytest.raises(ConfigError, match="no row has this value"):
+            assign_shifted(groups, values, FRACTIONS, **options)
+        return
+    found = assign_shifted(groups, values, FRACTIONS, **options)
+    assert_disjoint(groups, found)
+    trained = {g for g, v in zip(groups, values) if v == "B"}
+    for group, value, name in zip(groups, values, found):
+        if value == "B":
+            assert name in ("teacher", "distill", "head", "val")
+        else:
+            assert name == ("test" if value == "A" and group not in trained else UNUSED)
+    # a row's split is decided by its own group alone
+    again = assign_shifted(groups + ["new"], values + ["B"], FRACTIONS, **options)
+    assert again[:-1].tolist() == found.tolist()
+
+
+def test_a_shift_keeps_the_proportions_of_what_is_learnt_on():
+    groups = [f"g{i}" for i in range(20_000)]
+    found = assign_shifted(
+        groups, ["B"] * 19_000 + ["A"] * 1000, FRACTIONS, seed=0, field="m", train="B", test="A"
+    )
+    for name in ("teacher", "distill", "head", "val"):
+        assert (found == name).sum() / 19_000 == pytest.approx(FRACTIONS[name] / 0.85, abs=0.01)
+    assert (found == "test").sum() == 1000
