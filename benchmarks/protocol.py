@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=[str(folder / f"{name}.py") for name in RECIPES])
     parser.add_argument("--sets", type=int, default=2000)
     options = parser.parse_args()
-    print(f"{'recipe':20}{'rows':>7}{'test rows':>11}{'users':>7}{'labels':>9}{'labelled':>9}{'RPS base':>10}{'one':>8}{'Holm':>8}")
+    print(
+        f"{'recipe':20}{'rows':>7}{'test rows':>11}{'users':>7}{'labels':>9}{'labelled':>9}{'RPS base':>10}{'one':>8}{'Holm':>8}"
+    )
     found = []
     for path in options.recipes:
         for line in detectable(path, options.sets):

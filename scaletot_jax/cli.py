@@ -33,6 +33,7 @@ VERBS = {
     "report": "one self-contained HTML page",
     "export": "the encoder and the heads with ẑ as one directory, from which 'score --model' serves any table",
     "watch": "is a table, and are its scores, still like those the model learnt from: an alarm ends with exit code 6",
+    "coverage": "the coverage curve of a finished run: metric against the share of users that the model reasons about",
     "audit": "look for leaks in a run directory: labels, identifiers, users, time and thresholds where they must not be",
     "run": "all of the above from prepare to report; finished stages are not done again",
 }
@@ -148,6 +149,15 @@ def _execute(arguments: Sequence[str]) -> int:
         findings = audit.audit(workdir, config.to_dict())
         print(audit.show(findings))
         audit.refuse_leaks(findings, workdir)
+        return 0
+
+    if options.verb == "coverage":
+        from scaletot_jax.evaluation import cover
+        from scaletot_jax.run import Run
+
+        with Run(workdir, config.to_dict(), on_change=options.on_change) as run:
+            cover.coverage(run)
+        print(cover.show(workdir))
         return 0
 
     distributed.initialize(options.coordinator, options.processes, options.process)  # before anything wants a device

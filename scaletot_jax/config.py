@@ -198,6 +198,13 @@ def default_config() -> ConfigDict:
     config.evaluate.bootstrap = 1000
     config.evaluate.level = 0.95
 
+    config.coverage = ConfigDict()  # `scaletot coverage`
+    config.coverage.points = (0.005, 0.01, 0.025, 0.0732, 0.2, 0.5, 1.0)  # shares of users that are reasoned about
+    config.coverage.folds = 3  # encoders a point, each distilled without a fold, for the states that feed a head
+    config.coverage.chains = 0  # sampled chains a profile; 0: distill.chains
+    config.coverage.usd_per_million_teacher = 0.0  # price of a million tokens of the teacher
+    config.coverage.usd_per_million_student = 0.0  # and of the student
+
     config.report = ConfigDict()
     config.report.chains = 6  # examples shown
     config.lock()
@@ -267,6 +274,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "head.learning_rate": _ABOVE_0,
     "evaluate.bootstrap": (20, _INF, False),
     "evaluate.level": _SHARE,
+    "coverage.folds": (2, _INF, False),
+    **{f"coverage.{name}": _FROM_0 for name in ("chains", "usd_per_million_teacher", "usd_per_million_student")},
     "report.chains": _FROM_0,
 }
 

@@ -6,10 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from scaletot_jax.errors import ConfigError
 
 _EPILOG = """examples:
   scaletot ab --plan-lift 0.06738 --plan-cv 1.9
+  scaletot ab --plan-lift 0.06738 --plan-cv 1.9 --plan-users 5000
   scaletot ab --table experiment.parquet --unit user_id --arm variant --control old \\
       --outcome lt30 --before lt30=lt30_before --prediction lt30=expected_lt30 --outcome ltv30 --out card/
 """
@@ -37,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
         help="a prediction made before assignment",
     )
     out.add_argument(
+        "--scores", default="", metavar="DIR",
+        help="what 'scaletot score --model' wrote before the experiment: expected_L becomes the prediction of outcome L",
+    )  # fmt: skip
+    out.add_argument(
         "--ratio", action="append", default=[], metavar="ARM=SHARE", help="planned shares (default: equal)"
     )
     out.add_argument("--level", type=float, default=0.95, help="of the intervals (default: 0.95)")
@@ -60,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--plan-cv", type=float, default=1.0, metavar="CV", help="coefficient of variation of the outcome")
     out.add_argument("--plan-power", type=float, default=0.8, metavar="P", help="(default: 0.8)")
+    out.add_argument("--plan-users", type=int, default=0, metavar="N", help="instead: the power of N users an arm")
     return out
 
 
@@ -80,14 +89,22 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("nothing to analyse", where="scaletot ab", do="give --table and --outcome, or --plan-lift")
     from scaletot_jax.ab.analysis import analyse
     from scaletot_jax.ab.card import markdown, to_json
-    from scaletot_jax.ab.table import Outcome, check_table
+    from scaletot_jax.ab.table import Outcome, check_table, with_scores
     from scaletot_jax.files import write_bytes, write_json
     from scaletot_jax.profiles.table import read_parquet
 
     before, prediction = (_pairs(given, options.outcome) for given in (options.before, options.prediction))
     outcomes = [Outcome(name, before.get(name, ""), prediction.get(name, "")) for name in options.outcome]
+    experiment = read_parquet(options.table)
+    if options.scores:
+        if not options.unit or options.unit not in experiment.column_names:
+            raise ConfigError("scores are joined by the unit's id", where="--unit", why=repr(options.unit))
+        columns = ["user_id", *(f"expected_{name}" for name in options.outcome)]
+        experiment, outcomes = with_scores(
+            experiment, _scores(options.scores, columns), options.unit, outcomes, where=options.scores
+        )
     table, control, _ = check_table(
-        read_parquet(options.table),
+        experiment,
         options.arm,
         outcomes,
         unit=options.unit,
@@ -110,11 +127,31 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from scaletot_jax.ab.power import units_needed
+def _scores(directory: str, columns: Sequence[str]) -> pa.Table:
+    """The recorded shards of a scored table, those columns that they have."""
+    from scaletot_jax.files import read_table
+    from scaletot_jax.population.commit import read_manifest
 
-    if options.plan_cv <= 0 or not 0 < options.plan_power < 1:
-        raise ConfigError("the plan's numbers are out of range", where="--plan-cv > 0, 0 < --plan-power < 1")
+    parts = [Path(directory) / shard["file"] for shard in read_manifest(directory)["shards"]]
+    return pa.concat_tables(
+        read_table(part, columns=[c for c in columns if c in pq.read_schema(part).names]) for part in parts
+    )
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from scaletot_jax.ab.power import power_of, units_needed
+
+    if options.plan_cv <= 0 or not 0 < options.plan_power < 1 or options.plan_users < 0:
+        raise ConfigError(
+            "the plan's numbers are out of range", where="--plan-cv > 0, 0 < --plan-power < 1, --plan-users >= 0"
+        )
+    if options.plan_users:
+        print(f"power to find a relative lift of {options.plan_lift:+.3%} with {options.plan_users:,} users an arm:")
+        for correlation in (0.0, 0.3, 0.5, 0.7):
+            cv = options.plan_cv * (1 - correlation**2) ** 0.5
+            found = power_of(cv, options.plan_lift, options.plan_users, options.plan_users, alpha=1 - options.level)
+            print(f"  {found:>12.1%}   with a covariate of correlation {correlation:.1f} to the outcome")
+        return 0
     print(
         f"users an arm for a relative lift of {options.plan_lift:+.3%}, power {options.plan_power:.0%}, level {options.level:.0%}:"
     )

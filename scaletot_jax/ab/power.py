@@ -35,3 +35,10 @@ def detectable_lift(cv: float, control: int, treatment: int, *, power: float = 0
 
     effect = NormalIndPower().solve_power(nobs1=control, ratio=treatment / control, power=power, alpha=alpha)
     return float(effect) * cv
+
+
+def power_of(cv: float, lift: float, control: int, treatment: int, *, alpha: float = 0.05) -> float:
+    """The probability that so many units find this relative lift."""
+    from statsmodels.stats.power import NormalIndPower
+
+    return float(NormalIndPower().power(abs(lift) / cv, control, alpha, ratio=treatment / control))

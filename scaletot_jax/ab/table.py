@@ -86,6 +86,53 @@ def check_table(
     return pa.table(columns), control, [name for name in names if name != control]
 
 
+def with_scores(
+    table: pa.Table, scores: pa.Table, unit: str, outcomes: Sequence[Outcome], *, where: str = "scores"
+) -> tuple[pa.Table, list[Outcome]]:
+    """Adds the model's own predictions as covariates: ``expected_L`` of ``scaletot score`` for each outcome L without one.
+
+    Args:
+      table: of the experiment; ``unit`` is its column of unit ids.
+      scores: ``user_id`` and columns ``expected_L``, one row a user, made before the experiment.
+
+    Returns:
+      The table with the columns it lacked, and the outcomes with their prediction named.
+
+    Raises:
+      DataError: a user occurs twice in the scores, or a unit has none; or no outcome has a prediction there.
+    """
+    ids = scores["user_id"].cast(pa.string())
+    if len(pc.unique(ids)) < len(ids):
+        raise DataError(
+            "a user occurs twice in the scores",
+            where=f"{where}, column 'user_id'",
+            do="score one snapshot, taken before the experiment began",
+        )
+    place = pc.index_in(table[unit].cast(pa.string()), value_set=ids.combine_chunks())
+    if place.null_count:
+        first = pc.is_null(place).to_numpy(zero_copy_only=False).argmax()
+        raise DataError(
+            "a unit has no score",
+            where=f"{where}, unit {table[unit][int(first)].as_py()!r}",
+            why=f"{place.null_count} of {table.num_rows} units have none",
+            do="score every unit that was assigned: scaletot score --model",
+        )
+    found = []
+    for outcome in outcomes:
+        name = f"expected_{outcome.column}"
+        if not outcome.prediction and name in scores.column_names:
+            table = table.append_column(f"{name} (score)", pc.take(scores[name], place).cast(pa.float64()))
+            outcome = outcome._replace(prediction=f"{name} (score)")
+        found.append(outcome)
+    if found == list(outcomes):
+        raise DataError(
+            "the scores predict none of the outcomes",
+            where=where,
+            why=f"outcomes {[o.column for o in outcomes]}, columns {scores.column_names}",
+        )
+    return table, found
+
+
 def winsorised(values: np.ndarray, quantile: float) -> tuple[np.ndarray, float]:
     """Values above their quantile over all arms set to it, and that quantile: the same bound for every arm, no bias from the arm."""
     bound = float(np.quantile(values, quantile))

@@ -116,7 +116,12 @@ def _labels_in_prompts(m: _Material) -> Result:
     labels = {name: chosen[name].cast(pa.float64()).to_numpy() for name in m.schema.labels.columns}
     found = suspicions({}, {}, {"prompt": m.prompts}, labels)
     if found:
-        return LEAK, "; ".join(f"label '{s.label}' stands in {s.figure:.0%} more of its own prompts" for s in found)
+        return LEAK, "; ".join(
+            f"label '{s.label}' stands in {s.figure:.0%} more of its own prompts"
+            if s.how == "written"
+            else f"the words of the prompts order label '{s.label}' (ρ {s.figure:.3f})"
+            for s in found
+        )
     return CLEAN, f"{len(m.prompts)} prompts"
 
 

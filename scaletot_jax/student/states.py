@@ -10,6 +10,7 @@ Shape letters: U users, N chains a user, K segments, D model width, Kb answer bu
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,12 @@ class LayerStates(NamedTuple):
     states: tuple[jax.Array, ...]
     pooled: tuple[jax.Array, ...]
     prompt_end: tuple[jax.Array, ...]
+
+
+def state_stream(seed: int) -> int:
+    """The random stream of a run's reasoning states: a profile's chains depend on the run's seed and on the profile alone,
+    not on the stage that asks or on which others it asks for."""
+    return int(hashlib.sha256(f"{seed}:reasoning states".encode()).hexdigest()[:7], 16)
 
 
 def closing_places(rollouts: Rollouts, grammar: GrammarArrays, num_segments: int) -> jax.Array:

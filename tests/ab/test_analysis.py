@@ -11,9 +11,10 @@ from scipy import stats
 
 from scaletot_jax.ab.analysis import analyse
 from scaletot_jax.ab.card import markdown, to_json, verdict
-from scaletot_jax.ab.table import Outcome, check_table
+from scaletot_jax.ab.table import Outcome, check_table, with_scores
 from scaletot_jax.cli import main
 from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.files import sha256_file
 
 pytest.importorskip("tea_tasting")
 pytest.importorskip("statsmodels")
@@ -177,6 +178,45 @@ def test_a_constant_outcome_is_no_crash():
     assert "lt30" in markdown(analysis)
 
 
+def test_the_models_own_predictions_sharpen_it(tmp_path):
+    """Scores joined by the unit's id, in another order, are the column that the user could have joined himself."""
+    table = experiment(400)
+    scores = pa.table({"user_id": table["user_id"], "expected_lt30": table["expected"]}).take(
+        pa.array(np.random.default_rng(0).permutation(400))
+    )
+    joined, outcomes = with_scores(table, scores, "user_id", [Outcome("lt30"), Outcome("ltv30")])
+    assert [o.prediction for o in outcomes] == ["expected_lt30 (score)", ""]
+    assert joined["expected_lt30 (score)"].to_pylist() == table["expected"].to_pylist()
+    for broken, told in (
+        (scores.slice(1), "1 of 400 units have none"),
+        (pa.concat_tables([scores, scores.slice(0, 1)]), "occurs twice"),
+        (scores.rename_columns(["user_id", "expected_other"]), "predict none of the outcomes"),
+    ):
+        with pytest.raises(DataError, match=told):
+            with_scores(table, broken, "user_id", [Outcome("lt30")])
+    pq.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "scores").mkdir()
+    for i, part in enumerate((scores.slice(0, 150), scores.slice(150))):
+        pq.write_table(part, tmp_path / "scores" / f"part-{i}.parquet")
+    shards = [{"file": p.name, "sha256": sha256_file(p)} for p in sorted((tmp_path / "scores").iterdir())]
+    (tmp_path / "scores" / "manifest.json").write_text(json.dumps({"shards": shards}))
+    command = [
+        "ab",
+        "--table",
+        str(tmp_path / "t.parquet"),
+        "--arm",
+        "variant",
+        "--control",
+        "old",
+        "--outcome",
+        "lt30",
+    ]
+    more = ["--scores", str(tmp_path / "scores"), "--out", str(tmp_path / "card")]
+    assert main([*command, *more, "--unit", "user_id"]) == 0
+    assert json.loads((tmp_path / "card" / "card.json").read_text())["comparisons"][0]["primary"] == "cupac"
+    assert main([*command, *more]) == 2
+
+
 def test_from_the_command_line(tmp_path, capsys):
     pq.write_table(experiment(), tmp_path / "t.parquet")
     command = [
@@ -199,4 +239,6 @@ def test_from_the_command_line(tmp_path, capsys):
     assert main(["ab"]) == 2
     assert main(["ab", "--plan-lift", "0.06738"]) == 0
     assert "3,458" in capsys.readouterr().out
+    assert main(["ab", "--plan-lift", "0.06738", "--plan-users", "3458"]) == 0
+    assert "80.0%   with a covariate of correlation 0.0" in capsys.readouterr().out
     assert math.isfinite(TRUE)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaletot_jax.ab.intervals import fieller, sequential_radius
-from scaletot_jax.ab.power import detectable_lift, units_needed
+from scaletot_jax.ab.power import detectable_lift, power_of, units_needed
 
 pytest.importorskip("statsmodels")
 
@@ -49,3 +49,7 @@ def test_users_needed_for_the_papers_lift():
     few, many = units_needed(1.0, 0.05, share=0.9)
     assert many == pytest.approx(9 * few, abs=9)
     assert detectable_lift(1.0, control, treatment) == pytest.approx(0.06738, rel=1e-3)
+    assert power_of(1.0, 0.06738, control, treatment) == pytest.approx(0.8, abs=1e-3)
+    rng = np.random.default_rng(3)
+    z = (rng.normal(0.06738, 1, (4000, 900)).mean(1) - rng.normal(0, 1, (4000, 900)).mean(1)) / np.sqrt(2 / 900)
+    assert power_of(1.0, 0.06738, 900, 900) == pytest.approx(np.mean(np.abs(z) > 1.96), abs=0.03)

@@ -1,6 +1,7 @@
 """Leaks planted one by one in a clean run are each found by the check that is there for them, and by no other."""
 
 import datetime
+import itertools
 import json
 import shutil
 
@@ -11,10 +12,13 @@ import pytest
 import yaml
 
 from scaletot_jax.audit.audit import CHECKS, CLEAN, LEAK, NOT_REACHED, audit, refuse_leaks, show
+from scaletot_jax.cli import main
 from scaletot_jax.config import default_config
 from scaletot_jax.datasets.synthetic import build_table
-from scaletot_jax.errors import LeakError
+from scaletot_jax.errors import DataError, LeakError
+from scaletot_jax.evaluation.split_audit import audit_splits
 from scaletot_jax.profiles.prepare import prepare
+from scaletot_jax.profiles.split import SPLITS
 from scaletot_jax.run import Run
 
 USERS, DAYS = (
@@ -149,9 +153,13 @@ def test_a_label_among_the_features(tmp_path, kind):
     assert error.value.exit_code == 7
 
 
-def test_a_label_in_a_text(tmp_path):
+@pytest.mark.parametrize(
+    "note", [lambda n, i: f"the customer then came on {n} days", lambda n, i: f"case {i}: band {chr(97 + n)}"]
+)
+def test_a_label_in_a_text(tmp_path, note):
+    """As a number, and as a code in a text that no other row has."""
     table = source()
-    notes = pa.array([f"the customer then came on {n} days" for n in label(table)])
+    notes = pa.array([note(int(n), i) for i, n in enumerate(label(table))])
     extra = {"name": "note", "kind": "text", "role": "static", "render": True}
     workdir, config = prepared(tmp_path, table.append_column("note", notes), [extra])
     assert found(workdir, config)["labels in prompts"] == LEAK
@@ -248,6 +256,27 @@ def test_a_leak_planted_behind_the_stages(clean, tmp_path, check):
     shutil.copytree(clean[0], workdir)
     PLANTED[check](workdir)
     assert [name for name, s in found(workdir, clean[1]).items() if s == LEAK] == [check]
+
+
+def test_the_command_ends_with_the_exit_code_of_a_leak(clean, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from scaletot_jax.config import default_config as get_config\n")
+    command = ["audit", "--config", str(recipe), "--workdir", str(workdir)]
+    assert main(command) == 0 and "leak " not in capsys.readouterr().out
+    PLANTED["users in two splits"](workdir)
+    assert main(command) == 7
+    told = capsys.readouterr()
+    assert "leak        users in two splits" in told.out and "1 of 9 checks found a leak" in told.err
+    assert json.loads((workdir / "audit.json").read_text())["findings"][5]["status"] == LEAK
+
+
+def test_every_pair_of_splits_is_looked_at():
+    for a, b in itertools.combinations(SPLITS, 2):
+        groups, splits = [*SPLITS, "shared", "shared"], [*SPLITS, a, b]
+        with pytest.raises(DataError, match=f"'{a}' and '{b}' share 1"):
+            audit_splits(groups, splits)
 
 
 def test_thresholds_are_judged_by_what_the_stage_was_run_with(clean, tmp_path):

@@ -109,7 +109,10 @@ def test_the_last_training_snapshot_is_the_one_whose_window_has_closed(horizon, 
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["A", "B", "C", None])), min_size=1, max_size=80), st.integers(0, 5))
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["A", "B", "C", None])), min_size=1, max_size=80),
+    st.integers(0, 5),
+)
 def test_a_shift_keeps_people_and_values_apart(rows, seed):  # fmt: skip
     groups, values = [f"g{g}" for g, _ in rows], [value for _, value in rows]
     options = {"seed": seed, "field": "module", "train": "B", "test": "A"}
@@ -132,9 +135,7 @@ def test_a_shift_keeps_people_and_values_apart(rows, seed):  # fmt: skip
 
 def test_a_shift_keeps_the_proportions_of_what_is_learnt_on():
     groups = [f"g{i}" for i in range(20_000)]
-    found = assign_shifted(
-        groups, ["B"] * 19_000 + ["A"] * 1000, FRACTIONS, seed=0, field="m", train="B", test="A"
-    )
+    found = assign_shifted(groups, ["B"] * 19_000 + ["A"] * 1000, FRACTIONS, seed=0, field="m", train="B", test="A")
     for name in ("teacher", "distill", "head", "val"):
         assert (found == name).sum() / 19_000 == pytest.approx(FRACTIONS[name] / 0.85, abs=0.01)
     assert (found == "test").sum() == 1000

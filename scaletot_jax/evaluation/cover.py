@@ -1,0 +1,359 @@
+"""Stage ``coverage``: the coverage curve of a finished run. It is no part of ``scaletot run``.
+
+    coverage/states/block-*.safetensors   mean state [u, K, D] of profiles, in the order in which the share grows
+    coverage/points/SHARE.parquet, .json  test rows and figures of one point, written when it is whole
+    coverage/coverage.parquet             all points: share, labels, system, row, rps, expected
+    coverage/coverage.json                the curve, see :func:`coverage`
+    coverage/money.json                   what each point costs at the configured prices
+
+The language model reads each profile once, for the largest share; smaller shares are nested in it. A kill costs the block or
+the point in flight. Profiles whose states stage ``distill`` has are not read again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scaletot_jax.encoder import blocks as store
+from scaletot_jax.encoder.model import Inputs
+from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.evaluation import coverage as curve
+from scaletot_jax.evaluation.coverage_point import Everyone, base_rate, score_heads, summaries
+from scaletot_jax.evaluation.metrics import rps_rows
+from scaletot_jax.files import read_arrays, read_json, read_table, write_arrays, write_json, write_table
+from scaletot_jax.profiles.prepare import Population, open_population
+from scaletot_jax.profiles.split import UNUSED
+from scaletot_jax.progress import Progress
+from scaletot_jax.run import Run, Stage
+from scaletot_jax.student.policy import Student, encode_prompts, load_student
+from scaletot_jax.student.states import reasoning_states, state_stream
+from scaletot_jax.teacher.identity import identity_of_model
+
+BLOCK = 32  # profiles whose states are read between two writes
+
+
+class _Profiles(NamedTuple):
+    """Distinct profiles in the order in which the share grows; the first ``needed`` belong to the largest share."""
+
+    rows: np.ndarray  # [Q] a row that stands for the profile
+    keys: np.ndarray  # [Q] exact keys
+    of_row: np.ndarray  # [U] place of each row's profile
+    needed: int
+
+
+def coverage(run: Run) -> Stage:
+    """Writes the curve of a run in which ``distill`` is done.
+
+    ``coverage.json``:
+
+        metric      RPS skill of the days label against the base rate, and Spearman
+        rows        test rows and users; users of the population
+        tokens      {pilot, search, student}: of teacher and pilot together, and of one profile for the student
+        points      {share, users, profiles, status, why, cost, labels: plentiful | scarce → {status, labelled, systems,
+                    differences}}
+        curves      labels → system → {rise, bend, sentence}
+
+    Raises:
+      StaleRunError: a stage it builds on is not finished, or the folder holds another run's work.
+      ConfigError: the points are not rising shares in (0, 1].
+    """
+    settings = run.config["coverage"]
+    shares = [float(share) for share in settings["points"]]
+    if not shares or sorted(set(shares)) != shares or shares[0] <= 0 or shares[-1] > 1:
+        raise ConfigError(
+            "the points of a coverage curve are rising shares in (0, 1]", where="coverage.points", why=f"{shares}"
+        )
+    stage = run.stage(
+        "coverage",
+        sections=("seed", "distill", "head", "evaluate", "coverage.folds", "coverage.chains"),
+        needs=("prepare", "teach", "sft", "osipo", "distill"),
+        extra=identity_of_model(run.config),
+    )
+    if not (stage.done and read_json(stage.path("coverage.json"))["shares"] == shares):
+        _make(run, stage, shares)
+    found = read_json(stage.path("coverage.json"))
+    _price(stage, found, settings)
+    return stage
+
+
+def _make(run: Run, stage: Stage, shares: list[float]) -> None:
+    settings, seed = run.config["coverage"], run.config["seed"]
+    population = open_population(run)
+    table = population.table.filter(pc.not_equal(population.table["split"], UNUSED))
+    population = population._replace(table=table)
+    groups, split = (np.asarray(table[name].to_pylist(), object) for name in ("group", "split"))
+    everyone = _everyone(population, groups, split)
+    rank = curve.ranks(groups, seed)
+    profiles = _ordered_profiles(table, rank, curve.reasoned(rank, shares[-1]))
+    names, states, student_tokens = _states(run, stage, population, profiles)
+    known = np.isin(split.astype(str), ("distill", "head"))
+    base_distribution = base_rate(everyone.labels[known], everyone.horizon)
+    y = everyone.labels[everyone.test]
+    base = rps_rows(y, np.tile(base_distribution, (len(y), 1)))
+    tokens = _teacher_tokens(run, student_tokens)
+    fold = curve.folds(groups, settings["folds"], seed)
+    with Progress("coverage", len(shares), "points") as progress:
+        for share in shares:
+            name = f"points/{share:.6f}"
+            if not stage.path(f"{name}.json").exists():
+                point, rows = _point(
+                    run, everyone, curve.reasoned(rank, share), split, fold, profiles, states, names, base
+                )
+                point |= {"share": share, "tokens": tokens._asdict()}
+                write_table(stage.path(f"{name}.parquet"), rows)
+                write_json(stage.path(f"{name}.json"), point)  # last: it says that the point is whole
+            progress.advance(note=f"{share:.2%}")
+    _finish(run, stage, shares, everyone, base, tokens)
+
+
+def _everyone(population: Population, groups: np.ndarray, split: np.ndarray) -> Everyone:
+    table, space, label = population.table, population.features, population.schema.labels.days
+    features = space.encode(table)
+    return Everyone(
+        space, Inputs(*features), space.dense(features), np.array([field.role == "early" for field in space.fields]),
+        table[label.column].cast(pa.float64()).to_numpy(), label.horizon, groups, np.flatnonzero(split == "test"),
+    )  # fmt: skip
+
+
+def _ordered_profiles(table: pa.Table, rank: np.ndarray, largest: np.ndarray) -> _Profiles:
+    """The order follows from the population and the seed alone, so that other points find the same blocks of states."""
+    keys = np.asarray(table["exact_key"].to_pylist(), object)
+    place: dict[str, int] = {}
+    rows: list[int] = []
+    for row in np.argsort(rank, kind="stable"):
+        if keys[row] not in place:
+            place[keys[row]] = len(rows)
+            rows.append(int(row))
+    chosen, of_row = np.asarray(rows, np.int64), np.array([place[key] for key in keys])
+    return _Profiles(chosen, keys[chosen], of_row, int(of_row[largest].max()) + 1)
+
+
+def _states(run: Run, stage: Stage, population: Population, profiles: _Profiles) -> tuple[list[str], np.ndarray, float]:
+    """Segment names, the mean state of every needed profile [needed, K, D], and the student's tokens a profile.
+
+    A profile's chains follow from the run's seed and the profile, so that those of stage ``distill`` are these very ones.
+    """
+    distilled = run.finished("distill")
+    record = read_json(distilled.path("encoder.json"))
+    layer, chains = record["layer"], run.config["coverage"]["chains"] or run.config["distill"]["chains"]
+    known = _distilled_states(distilled, layer) if chains == record["chains"] else {}
+    missing = [i for i, key in enumerate(profiles.keys) if key not in known]
+    plan = [missing[i : i + BLOCK] for i in range(0, len(missing), BLOCK)]
+    plan = [block for block in plan if block[0] < profiles.needed]
+    files = [stage.path(f"states/block-{i:05d}.safetensors") for i in range(len(plan))]
+    left = [i for i, path in enumerate(files) if not path.exists()]
+    stated = stage.path("states/student.json")
+    if left or not stated.exists():
+        _read_states(
+            run, population, profiles, [(plan[i], files[i]) for i in left], layer, chains, stated, len(plan)
+        )  # fmt: skip
+    names = read_json(stated)
+    states: list[Any] = [known.get(key) for key in profiles.keys[: profiles.needed]]
+    for block, path in zip(plan, files):
+        for j, value in zip(block, read_arrays(path)["states"]):
+            if j < profiles.needed:
+                states[j] = value
+    return names["segments"], np.stack(states).astype(np.float64), names["tokens"]
+
+
+def _read_states(
+    run: Run,
+    population: Population,
+    profiles: _Profiles,
+    todo: list[tuple[list[int], Path]],
+    layer: int,
+    chains: int,
+    stated: Path,
+    blocks: int,
+) -> None:
+    """What the language model does for the curve."""
+    student = load_student(run, "osipo")
+    table, texts_of = population.table, population.renderer.texts
+    tokens = tokens_per_profile(student, texts_of(table.take(pa.array(profiles.rows[:256]))), chains)
+    write_json(stated, {"tokens": tokens, "segments": [segment.name for segment in student.spec.segments]})
+    with Progress("coverage: states", blocks, "blocks", done=blocks - len(todo)) as progress:
+        for block, path in todo:
+            found = reasoning_states(
+                student, texts_of(table.take(pa.array(profiles.rows[block]))), chains=chains,
+                seed=state_stream(run.config["seed"]), layers=(layer,), ids=[int(profiles.keys[j][:6], 16) for j in block],
+            )  # fmt: skip
+            write_arrays(path, {"states": np.asarray(found.states[layer]).mean(1)})
+            progress.advance()
+
+
+def tokens_per_profile(student: Student, texts: list[str], chains: int) -> float:
+    """Tokens that the student reads and writes for a profile: its text once, and its chains at their full length."""
+    _, valid, _ = encode_prompts(student.tokenizer, texts, student.max_profile_tokens)
+    return float(np.asarray(valid).sum(1).mean()) + chains * student.chain_length
+
+
+def _distilled_states(distilled: Stage, layer: int) -> dict[str, np.ndarray]:
+    keys = read_table(distilled.path("profiles.parquet"), columns=["exact_key"])["exact_key"].to_pylist()
+    found = store.read_states(distilled.directory, store.plan_blocks(len(keys)), layer).mean(1)
+    return dict(zip(keys, found))
+
+
+def _teacher_tokens(run: Run, student: float) -> curve.Tokens:
+    stated = run.finished("teach").summary().get("tokens", {})
+    return curve.Tokens(int(stated.get("pilot", 0)), int(stated.get("search", 0)), student)
+
+
+def _point(
+    run: Run,
+    everyone: Everyone,
+    member: np.ndarray,
+    split: np.ndarray,
+    fold: np.ndarray,
+    profiles: _Profiles,
+    states: np.ndarray,
+    names: list[str],
+    base: np.ndarray,
+) -> tuple[dict[str, Any], pa.Table]:
+    """One point's figures and the rows they were made of."""
+    config, seed = run.config, run.config["seed"]
+    users = len(np.unique(everyone.groups[member].astype(str)))
+    distinct = len(np.unique(profiles.of_row[member]))
+    point: dict[str, Any] = {"users": users, "profiles": distinct, "status": "run", "why": None, "labels": {}}
+    rows: list[pa.Table] = []
+    if why := curve.not_run(users):
+        return point | {"status": curve.NOT_RUN, "why": why}, _rows([])
+    of_row = states[np.minimum(profiles.of_row, len(states) - 1)]  # read for members only
+    z, predicted = summaries(everyone, of_row, member, fold, names, config["distill"], seed)
+    for labels in curve.LABELS:
+        labelled = curve.labelled_rows(labels, split, member, everyone.groups, seed)
+        count = len(labelled.head) + len(labelled.val)
+        if why := curve.not_run(users, count if min(map(len, labelled)) else 0):
+            point["labels"][labels] = {"status": curve.NOT_RUN, "why": why, "labelled": count}
+            continue
+        scores = score_heads(everyone, z, predicted, member, labelled, config["head"], seed)
+        judged = curve.judge(
+            scores, everyone.labels[everyone.test], base, everyone.groups[everyone.test].astype(str),
+            resamples=config["evaluate"]["bootstrap"], level=config["evaluate"]["level"], seed=seed,
+        )  # fmt: skip
+        point["labels"][labels] = {"status": "run", "why": None, "labelled": count, **judged}
+        for system, one in scores.items():
+            rows.append(_system_rows(everyone, labels, system, one))
+    return point, _rows(rows)
+
+
+def _system_rows(everyone: Everyone, labels: str, system: str, scores: curve.Scores) -> pa.Table:
+    size = len(everyone.test)
+    return pa.table(
+        {
+            "labels": pa.array([labels] * size, pa.string()),
+            "system": pa.array([system] * size, pa.string()),
+            "row": pa.array(everyone.test, pa.int64()),
+            "rps": pa.array(scores.rps, pa.float64()),
+            "expected": pa.array(scores.expected, pa.float64()),
+        }
+    )
+
+
+def _rows(tables: list[pa.Table]) -> pa.Table:
+    kinds = {
+        "labels": pa.string(),
+        "system": pa.string(),
+        "row": pa.int64(),
+        "rps": pa.float64(),
+        "expected": pa.float64(),
+    }
+    return pa.concat_tables(tables) if tables else pa.table({name: pa.array([], kind) for name, kind in kinds.items()})
+
+
+def _finish(
+    run: Run, stage: Stage, shares: list[float], everyone: Everyone, base: np.ndarray, tokens: curve.Tokens
+) -> None:
+    """Joins the points, says where the curves rise and bend, and records the stage."""
+    points = [read_json(stage.path(f"points/{share:.6f}.json")) for share in shares]
+    tables = [read_table(stage.path(f"points/{share:.6f}.parquet")) for share in shares]
+    whole = pa.concat_tables(
+        t.add_column(0, "share", pa.array([share] * t.num_rows, pa.float64())) for share, t in zip(shares, tables)
+    )
+    write_table(stage.path("coverage.parquet"), whole)
+    groups = everyone.groups[everyone.test].astype(str)
+    resampling = {
+        "resamples": run.config["evaluate"]["bootstrap"], "level": run.config["evaluate"]["level"], "seed": run.config["seed"]
+    }  # fmt: skip
+    curves: dict[str, dict[str, Any]] = {}
+    for labels in curve.LABELS:
+        curves[labels] = {}
+        for system in curve.SYSTEMS:
+            line, rps = [], []
+            for point, rows in zip(points, tables):
+                if point["labels"].get(labels, {}).get("status") != "run":
+                    continue
+                mask = pc.and_(pc.equal(rows["labels"], labels), pc.equal(rows["system"], system))
+                rps.append(rows.filter(mask)["rps"].to_numpy())
+                spent = curve.cost(tokens, point["profiles"], 0, 0)["tokens"]
+                skill = point["labels"][labels]["systems"][system]["rps_skill"]["estimate"]
+                line.append({"share": point["share"], "tokens": spent, "skill": skill})
+            curves[labels][system] = curve.describe_curve(line, rps, base, groups, **resampling)
+    report = {
+        "metric": "rps_skill",
+        "shares": shares,
+        "rows": {
+            "test": len(everyone.test), "test_users": len(set(groups)),
+            "users": len(np.unique(everyone.groups.astype(str))),
+        },
+        "level": run.config["evaluate"]["level"],
+        "tokens": tokens._asdict(),
+        "points": [
+            {**{k: v for k, v in p.items() if k != "tokens"}, "cost": curve.cost(tokens, p["profiles"], 0, 0)} for p in points
+        ],
+        "curves": curves,
+    }  # fmt: skip
+    write_json(stage.path("coverage.json"), report)
+    summary = {"curves": curves, "points": len(points), "run": sum(p["status"] == "run" for p in points)}
+    stage.finish(["coverage.json", "coverage.parquet"], summary=summary)
+
+
+def _price(stage: Stage, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """``money.json``: prices are no part of the result, so another price redoes nothing."""
+    tokens = curve.Tokens(**found["tokens"])
+    teacher, student = settings["usd_per_million_teacher"], settings["usd_per_million_student"]
+    points = [
+        {"share": p["share"], "users": p["users"], **curve.cost(tokens, p["profiles"], teacher, student)}
+        for p in found["points"]
+    ]
+    write_json(
+        stage.path("money.json"),
+        {"usd_per_million": {"teacher": teacher, "student": student}, "points": points},
+    )
+
+
+def show(workdir: str | Path) -> str:
+    """The curve as text, for the command line."""
+    folder = Path(workdir) / "coverage"
+    found, money = read_json(folder / "coverage.json"), read_json(folder / "money.json")
+    if [p["share"] for p in money["points"]] != found["shares"]:
+        raise DataError("coverage.json and money.json do not belong together", where=str(folder))
+    lines = [
+        f"RPS skill against the base rate [{found['level']:.0%}], {found['rows']['test']} test rows of {found['rows']['test_users']} users",
+        f"{'share':>8}{'users':>8}{'tokens':>12}{'USD':>10}  {'labels':10}{'profile':>28}{'ẑ everywhere':>28}{'z where available':>28}",
+    ]
+    for point, price in zip(found["points"], money["points"]):
+        start = f"{point['share']:>8.2%}{point['users']:>8,}{price['tokens']:>12,}{price['usd']:>10.2f}  "
+        if point["status"] == curve.NOT_RUN:
+            lines.append(f"{start}not run: {point['why']}")
+        for labels, one in point["labels"].items():
+            if one["status"] == curve.NOT_RUN:
+                lines.append(f"{start}{labels:10}not run: {one['why']}")
+                continue
+            cells = (_cell(one["systems"][system]["rps_skill"]) for system in curve.SYSTEMS)
+            lines.append(start + f"{labels:10}" + "".join(f"{cell:>28}" for cell in cells))
+    for labels, systems in found["curves"].items():
+        lines += [
+            f"{labels}, {system}: {one['sentence']}" for system, one in systems.items() if system != curve.PROFILE
+        ]
+    return "\n".join(lines)
+
+
+def _cell(value: dict[str, float | None]) -> str:
+    if value["low"] is None:
+        return "undefined"
+    return f"{value['estimate']:+.4f} [{value['low']:+.4f}, {value['high']:+.4f}]"
