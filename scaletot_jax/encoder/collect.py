@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from scaletot_jax.profiles.prepare import Population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Stage
 from scaletot_jax.student.policy import Student
-from scaletot_jax.student.states import reasoning_states
+from scaletot_jax.student.states import reasoning_states, state_stream
 
 PROBE_PROFILES = 512  # distill-split profiles whose states are read at every candidate layer
 DEFAULT_FRACTION = 0.75
@@ -49,8 +48,6 @@ def collect_states(
     head = [block for block in plan if block.begin < probing]
     tail = [block for block in plan if block.begin >= probing]
     texts = population.renderer.texts(population.table.take(pa.array(profiles.rows)))
-    # A profile's chains depend on the run's seed and on the profile alone, not on which others are distilled.
-    stream = int(hashlib.sha256(f"{seed}:reasoning states".encode()).hexdigest()[:7], 16)
     ids = [int(key[:6], 16) for key in profiles.keys]
     done = len(plan) - len(store.missing_blocks(stage.directory, plan))
     chosen = 0
@@ -64,7 +61,7 @@ def collect_states(
                     student,
                     [texts[i] for i in rows],
                     chains=chains,
-                    seed=stream,
+                    seed=state_stream(seed),
                     layers=layers,
                     ids=[ids[i] for i in rows],
                 )
