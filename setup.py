@@ -29,6 +29,7 @@ TEST = [
     "ipykernel>=7.4.0",
     "jupytext>=1.19.6",
     "libtpu>=0.0.52",
+    "matplotlib>=3.10",
     "mypy>=2.4.1",
     "nbclient>=0.11.0",
     "pytest>=9.2.0",
