@@ -23,10 +23,9 @@ from scaletot_jax.population.commit import MANIFEST, Ledger, plan_shards, read_m
 from scaletot_jax.population.compute import column_names, compile_columns
 from scaletot_jax.population.forward import ServedSpec
 from scaletot_jax.population.rows import Layout, RowEncoder
-from scaletot_jax.population.scoring import Job, score_shards
+from scaletot_jax.population.scoring import Job, make_missing
 from scaletot_jax.population.source import Source
 from scaletot_jax.profiles.features import FeatureSpace
-from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 
 
@@ -78,8 +77,7 @@ def score(run: Run) -> Stage:
         owner=stage.fingerprint,
     )
     recorded = ledger.recorded(ledger.shards)
-    todo = [shard for shard in ledger.shards if shard.number not in recorded]
-    if stage.done and not todo:
+    if stage.done and len(recorded) == len(ledger.shards):
         return stage
     # The fixed shape never depends on what is left.
     batch_rows = min(settings["batch_size"], settings["shard_rows"], source.rows)
@@ -92,9 +90,7 @@ def score(run: Run) -> Stage:
         columns=column_names(spec, "float16"),
         ledger=ledger,
     )
-    left = sum(shard.end - shard.begin for shard in todo)
-    with Progress("score", source.rows, "rows", done=source.rows - left) as progress:
-        score_shards(job, todo, lambda shard: progress.advance(shard.end - shard.begin))
+    make_missing(job, ledger.shards, recorded)
     ledger.seal()
     summary = {"rows": source.rows, "shards": len(ledger.shards), "dim": encoder.spec.dim, "dtype": "float16"}
     stage.finish([MANIFEST], summary=summary)

@@ -20,14 +20,13 @@ from scaletot_jax.encoder.artifact import sha256_json
 from scaletot_jax.encoder.model import Inputs, check_inputs
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.files import fingerprint, sha256_file
-from scaletot_jax.population.commit import Ledger, Shard, plan_shards
+from scaletot_jax.population.commit import Ledger, plan_shards
 from scaletot_jax.population.compute import EMBEDDINGS, column_names, compile_columns
 from scaletot_jax.population.model import ServedModel, load_model
 from scaletot_jax.population.rows import Layout, RowEncoder
-from scaletot_jax.population.scoring import BLOCK, FORMS, Job, score_shards
+from scaletot_jax.population.scoring import BLOCK, FORMS, Job, make_missing
 from scaletot_jax.population.source import Source
 from scaletot_jax.population.worker import ALONE, Worker
-from scaletot_jax.progress import Progress
 
 _PACKAGE = Path(__file__).parent.parent
 _CODE = (  # what the bytes of a shard depend on
@@ -161,16 +160,6 @@ def score_table(
       ResourceError: the disk is full.
     """
     job = open_job(load_model(model), table, out, options)
-    make_missing(job, worker.share(job.ledger.shards))
+    shards = worker.share(job.ledger.shards)
+    make_missing(job, shards, job.ledger.recorded(shards))
     return job.ledger.seal()
-
-
-def make_missing(job: Job, shards: list[Shard]) -> int:
-    """Makes those of ``shards`` that are not recorded; returns how many rows that were."""
-    recorded = job.ledger.recorded(shards)
-    todo = [shard for shard in shards if shard.number not in recorded]
-    rows, left = (sum(shard.end - shard.begin for shard in part) for part in (shards, todo))
-    with Progress("score", rows, "rows", done=rows - left) as progress:
-        if todo:
-            score_shards(job, todo, lambda shard: progress.advance(shard.end - shard.begin))
-    return left

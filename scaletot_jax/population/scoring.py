@@ -9,7 +9,7 @@ computed once and joined back, to the same bytes as in the form ``rows``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from scaletot_jax.population.rows import RowEncoder, distinct_rows
 from scaletot_jax.population.source import Source
 from scaletot_jax.population.threads import Reader, Writer
 from scaletot_jax.profiles.features import Features
+from scaletot_jax.progress import Progress
 
 BLOCK = 1 << 16  # rows read, written and compressed together: a row group of the result
 FINITE = "finite"
@@ -60,6 +61,15 @@ class Unit(NamedTuple):
     codes: np.ndarray | None
     begins: bool  # the first of its shard
     ends: bool  # the last
+
+
+def make_missing(job: Job, shards: Sequence[Shard], recorded: Container[int]) -> None:
+    """Makes those of ``shards`` whose numbers are not ``recorded``, and shows how many of all their rows are done."""
+    todo = [shard for shard in shards if shard.number not in recorded]
+    rows, left = (sum(shard.end - shard.begin for shard in part) for part in (shards, todo))
+    with Progress("score", rows, "rows", done=rows - left) as progress:
+        if todo:
+            score_shards(job, todo, lambda shard: progress.advance(shard.end - shard.begin))
 
 
 def score_shards(job: Job, shards: Sequence[Shard], done: Callable[[Shard], None] = lambda shard: None) -> None:

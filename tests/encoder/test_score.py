@@ -78,7 +78,7 @@ def test_manifest_states_rows_ranges_and_hashes(scored):
 
 
 def test_again_is_a_no_op(distilled, scored, monkeypatch):
-    monkeypatch.setattr(stage_module, "score_shards", lambda *_: pytest.fail("a recorded shard was computed again"))
+    monkeypatch.setattr(scoring, "score_shards", lambda *_: pytest.fail("a recorded shard was computed again"))
     assert again(distilled).done
 
 

@@ -65,7 +65,7 @@ def test_the_manifest_states_rows_ranges_hashes_and_what_made_them(served, whole
 
 
 def test_again_is_a_no_op(served, users, whole, monkeypatch):
-    monkeypatch.setattr(stage, "score_shards", lambda *_: pytest.fail("a recorded shard was computed again"))
+    monkeypatch.setattr(scoring, "score_shards", lambda *_: pytest.fail("a recorded shard was computed again"))
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     assert score_table(served.directory, users, whole, ROWS)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
@@ -131,16 +131,19 @@ def test_without_embeddings_and_with_one_compiled_program(served, users, table, 
     assert "embedding" not in got.column_names and got["q90_ltv30"].equals(table["q90_ltv30"])
 
 
-@pytest.mark.parametrize("change", ["model", "table", "option", "code"])
+@pytest.mark.parametrize("change", ["model", "schema", "table", "option", "code"])
 def test_what_changed_is_refused_and_shown(served, users, whole, tmp_path, monkeypatch, change):
     options, source, model = ROWS, users, served.directory
-    if change == "model":
+    if change in ("model", "schema"):
         from population.conftest import SMALL
 
         from scaletot_jax.population.untrained import write_untrained_model
 
-        sample = validate(build_table(400, seed=3), served.schema)
-        model = write_untrained_model(tmp_path / "other", sample, served.schema, **SMALL, seed=1).directory
+        schema = served.schema.model_copy(update={"title": "somebody else"}) if change == "schema" else served.schema
+        sample = validate(build_table(400, seed=3), schema)
+        model = write_untrained_model(
+            tmp_path / "other", sample, schema, **SMALL, seed=int(change == "model")
+        ).directory
     elif change == "table":
         source = tmp_path / "other"
         source.mkdir()
