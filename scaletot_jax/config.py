@@ -134,6 +134,7 @@ def default_config() -> ConfigDict:
     config.sft.checkpoint_every = 10
 
     config.osipo = ConfigDict()
+    config.osipo.seed = 0  # of the order of prompts and of the rollouts; added to the run's own
     config.osipo.updates = 100
     config.osipo.prompts = 8
     config.osipo.rollouts = 8
@@ -145,7 +146,11 @@ def default_config() -> ConfigDict:
     config.osipo.schedule = "cosine"  # as sft.schedule, of both rates
     config.osipo.warmup_steps = 0  # of both rates
     config.osipo.warmup_updates = 2  # first updates, with process weight 0: the reward model has learnt nothing yet
-    config.osipo.process_weight = 0.1
+    config.osipo.outcome = "own"  # what a chain is judged by: own label | labels pooled over equal coarse profiles
+    config.osipo.outcome_weight = 1.0  # 0 with process_weight=0: no policy gradient, the supervised terms alone
+    config.osipo.process_weight = 0.1  # 0: RLOO
+    config.osipo.baseline = "loo"  # loo | group_mean
+    config.osipo.scale = "batch_rms"  # of advantages: batch_rms | group_std (as GRPO) | none
     config.osipo.gamma = 0.0
     config.osipo.beta = 0.5
     config.osipo.min_scale = 1e-3
@@ -227,6 +232,9 @@ _CHOICES = {
     **{f"{stage}.remat": ("none", "dots", "full") for stage in ("sft", "osipo")},
     **{f"{stage}.schedule": ("constant", "linear", "cosine") for stage in ("sft", "osipo")},
     "distill.target": TARGETS,
+    "osipo.outcome": ("own", "pooled"),
+    "osipo.baseline": ("loo", "group_mean"),
+    "osipo.scale": ("batch_rms", "group_std", "none"),
     "osipo.ratio": ("segment", "token", "sequence"),
     "osipo.aggregation": ("segment_mean", "token_mean", "sequence_mean", "constant"),
 }
@@ -237,7 +245,7 @@ _COUNT, _FROM_0, _SHARE = (1, _INF, False), (0, _INF, False), (0, 1, True)
 _ABOVE_0, _SHARE_FROM_0 = (0, _INF, True), (0, 1, False)
 # (low, high, ends excluded) of every numeric key; a test holds this table and the defaults together.
 _RANGES: dict[str, tuple[float, float, bool]] = {
-    "seed": (0, 2**32 - 1, False),
+    **{name: (0, 2**32 - 1, False) for name in ("seed", "osipo.seed")},
     "data.limit": _FROM_0,
     **{f"split.{name}": _SHARE for name in ("teacher", "distill", "head", "val", "test", "evaluation_share")},
     "lm.max_profile_tokens": (8, _INF, False),
@@ -263,7 +271,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **{f"osipo.{name}": _ABOVE_0 for name in ("temperature", "learning_rate", "reward_learning_rate", "beta")},
     **{f"osipo.{name}": _ABOVE_0 for name in ("min_scale", "clip_norm", "kl_limit")},
     **{f"osipo.{name}": _FROM_0 for name in ("warmup_updates", "process_weight", "kl_weight", "clip_high")},
-    **{f"osipo.{name}": _FROM_0 for name in ("warmup_steps", "answer_weight", "sft_weight")},
+    **{f"osipo.{name}": _FROM_0 for name in ("warmup_steps", "outcome_weight", "answer_weight", "sft_weight")},
     **{f"osipo.{name}": _SHARE_FROM_0 for name in ("gamma", "clip_low")},
     **{f"distill.{name}": _COUNT for name in ("num_profiles", "chains", "dim", "whiten_dim", "width", "steps")},
     **{f"distill.{name}": _COUNT for name in ("batch_size", "checkpoint_every")},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
 from scaletot_jax.chains.spec import ChainSpec
 from scaletot_jax.errors import DataError
 from scaletot_jax.lm.tokenizer import Tokenizer
+from scaletot_jax.losses import pooled_targets
 from scaletot_jax.profiles.prepare import Population
 from scaletot_jax.student.policy import encode_prompts
 
@@ -20,7 +22,7 @@ class Labelled(NamedTuple):
     Attributes:
       rows: [U] int64, row numbers of the population, ascending.
       prompts: [U, P] int32; prompt_valid: [U, P] bool.
-      buckets: [U] int32, bucket of the label.
+      buckets: [U] int32, bucket of the label; [U, Kb] float32 after :func:`pooled`.
       truncated: profile texts that were cut.
     """
 
@@ -65,6 +67,20 @@ def labelled_rows(
     texts = population.renderer.texts(population.table.take(rows))
     prompts, valid, truncated = encode_prompts(tokenizer, texts, max_tokens)
     return Labelled(rows.astype(np.int64), prompts, valid, buckets[rows], truncated)
+
+
+def pooled(users: Labelled, population: Population, spec: ChainSpec) -> Labelled:
+    """``users`` with the labels of equal coarse profiles pooled, [U, Kb], see :func:`scaletot_jax.losses.pooled_targets`.
+
+    Only the labels of these very users enter.
+    """
+    keys = np.asarray(population.table["coarse_key"].take(pa.array(users.rows)).to_pylist())
+    distinct, profiles = np.unique(keys, return_inverse=True)
+    labels, numbers = jnp.asarray(users.buckets), jnp.asarray(profiles)
+    targets, _ = pooled_targets(
+        labels, numbers, num_buckets=spec.num_buckets, num_profiles=len(distinct), concentration=None
+    )
+    return users._replace(buckets=np.asarray(targets, np.float32))
 
 
 def base_rate(buckets: np.ndarray, num_buckets: int) -> np.ndarray:

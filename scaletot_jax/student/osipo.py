@@ -38,7 +38,7 @@ from scaletot_jax.student.data import batches
 from scaletot_jax.student.examples import Examples, hold_out
 from scaletot_jax.student.full import compute_copy
 from scaletot_jax.student.held_out import held_out_scores
-from scaletot_jax.student.labelled import Labelled, labelled_rows
+from scaletot_jax.student.labelled import Labelled, labelled_rows, pooled
 from scaletot_jax.student.loop import Keeper
 from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step
 from scaletot_jax.student.policy import ROLLOUT_STREAM, Student, load_student
@@ -66,6 +66,8 @@ def osipo(run: Run) -> Stage:
     population = open_population(run)
     student = load_student(run, "sft", loaded=load_model(run.config["lm"]["weights"]))
     users = labelled_rows(population, "teacher", student.spec, student.tokenizer, student.max_profile_tokens)
+    if run.config["osipo"]["outcome"] == "pooled":
+        users = pooled(users, population, student.spec)
     # Profiles on which SFT measured its loss stay unseen here, too.
     examples, _ = hold_out(
         load_examples(run, population, student), run.config["sft"]["eval_fraction"], run.config["seed"]
@@ -103,9 +105,10 @@ def train(
     mesh, rules = jax.sharding.get_mesh(), ShardingRules()
     total, prompts, count = settings["updates"], settings["prompts"], settings["rollouts"]
     rows = OSIPOBatch(users.prompts, users.prompt_valid, None, users.buckets)  # type: ignore[arg-type]
+    seed = (run.config["seed"] + settings["seed"]) % 2**32
     data = {
-        "users": batches(rows, batch_size=prompts, seed=run.config["seed"], epochs=None),
-        "replay": batches(examples.arrays, batch_size=prompts, seed=run.config["seed"], epochs=None),
+        "users": batches(rows, batch_size=prompts, seed=seed, epochs=None),
+        "replay": batches(examples.arrays, batch_size=prompts, seed=seed, epochs=None),
     }
     sample = jax.jit(
         functools.partial(
@@ -113,7 +116,7 @@ def train(
         )
     )
     step, state, params = _prepare(run, student, users, examples, sample)
-    key = jax.random.fold_in(jax.random.key(run.config["seed"]), ROLLOUT_STREAM)
+    key = jax.random.fold_in(jax.random.key(seed), ROLLOUT_STREAM)
     requests = jnp.arange(prompts * count).reshape(prompts, count)
     keeper = Keeper(stage, run.config["checkpoint"])
     stopped: dict[str, int] = {}
@@ -248,10 +251,11 @@ def _prepare(
     options = OSIPOOptions(
         num_segments=student.spec.num_segments,
         lora_scale=student.lora_scale,
+        scale=None if settings["scale"] == "none" else settings["scale"],
         **{
             name: settings[name]
             for name in (
-                "temperature", "gamma", "beta", "min_scale", "clip_low", "clip_high", "ratio", "aggregation", "kl_weight",
+                "temperature", "outcome_weight", "baseline", "gamma", "beta", "min_scale", "clip_low", "clip_high", "ratio", "aggregation", "kl_weight",
                 "answer_weight", "sft_weight",
             )
         },
@@ -276,7 +280,7 @@ def _prepare(
         sample, params=params, grammar=student.grammar, prompts=tokens, prompt_valid=valid, keys=keys,
         temperature=1.0, lora=student.lora,
     )  # fmt: skip
-    batch = OSIPOBatch(tokens, valid, rollouts, struct((prompts,), jnp.int32))
+    batch = OSIPOBatch(tokens, valid, rollouts, struct((prompts, *users.buckets.shape[1:]), users.buckets.dtype))
     replay = SFTBatch(*(struct((prompts, *array.shape[1:]), array.dtype) for array in examples.arrays))
     jitted = shard_step(
         update,

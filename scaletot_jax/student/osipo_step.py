@@ -31,6 +31,7 @@ import optax
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.losses import (
     PADDING,
+    expected_rps_outcome,
     implicit_reward_loss,
     informative_rollouts,
     ordinal_cross_entropy,
@@ -67,7 +68,8 @@ class OSIPOBatch(NamedTuple):
     Attributes:
       prompts: [U, P] int32; prompt_valid: [U, P] bool.
       rollouts: [U, N, ...].
-      buckets: [U] int32, label bucket of each prompt's user.
+      buckets: [U] int32, label bucket of each prompt's user; or [U, Kb] float32, a distribution over buckets
+        (:func:`scaletot_jax.losses.pooled_targets`).
     """
 
     prompts: Any
@@ -83,6 +85,9 @@ class OSIPOOptions:
     num_segments: int
     lora_scale: float
     temperature: float = 1.0
+    outcome_weight: float = 1.0
+    baseline: str = "loo"
+    scale: str | None = "batch_rms"
     gamma: float = 0.0
     beta: float = 0.5
     min_scale: float = 1e-3
@@ -96,10 +101,14 @@ class OSIPOOptions:
 
 
 def outcomes_of(rollouts: Rollouts, buckets: jax.Array) -> jax.Array:
-    """R [U, N]: 1 − RPS of each rollout's own answer distribution; :data:`INVALID_OUTCOME` where the chain has no end."""
+    """R [U, N]: 1 − RPS of each rollout's own answer distribution; :data:`INVALID_OUTCOME` where the chain has no end.
+
+    ``buckets``: as in :class:`OSIPOBatch`; against a distribution the outcome is the expected one.
+    """
     count = rollouts.answers.shape[1]
     logits = jnp.log(jnp.maximum(rollouts.answers, 1e-30))
-    flat = rps_outcome(logits.reshape(-1, logits.shape[-1]), jnp.repeat(buckets, count))
+    outcome = rps_outcome if buckets.ndim == 1 else expected_rps_outcome
+    flat = outcome(logits.reshape(-1, logits.shape[-1]), jnp.repeat(buckets, count, axis=0))
     return jnp.where(rollouts.complete, flat.reshape(rollouts.complete.shape), INVALID_OUTCOME)
 
 
@@ -187,7 +196,10 @@ def osipo_step(
         outcomes.reshape(-1),
         groups,
         segments.reshape(flat),
+        outcome_weight=options.outcome_weight,
         process_weight=process_weight,
+        baseline=options.baseline,
+        scale=options.scale,
         gamma=options.gamma,
         min_scale=options.min_scale,
     ).reshape(segments.shape)
@@ -288,7 +300,8 @@ def _groups(users: int, count: int) -> jax.Array:
 def _answer_losses(answer_logps: jax.Array, rows: OSIPOBatch) -> jax.Array:
     """Ordinal cross-entropy of each rollout's answer [U, N]; 0 where the chain has no end."""
     complete = rows.rollouts.complete
-    losses = ordinal_cross_entropy(answer_logps, jnp.broadcast_to(rows.buckets[:, None], complete.shape))
+    targets = jnp.repeat(rows.buckets[:, None], complete.shape[1], axis=1)
+    losses = ordinal_cross_entropy(answer_logps, targets)
     return jnp.where(complete, losses, 0.0)
 
 

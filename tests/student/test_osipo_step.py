@@ -2,16 +2,19 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 from student import toy
 
 from scaletot_jax.losses import osipo_advantages
 from scaletot_jax.student import osipo_step as module
 from scaletot_jax.student.adapter import adamw, start
 from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
+from scaletot_jax.student.labelled import Labelled, pooled
 from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step, outcomes_of
 from scaletot_jax.student.policy import encode_prompts
 from scaletot_jax.student.rollout import request_keys, sample_chains
@@ -106,6 +109,49 @@ def test_without_signal_only_the_stated_terms_move_the_policy():
     assert float(metrics["zero_advantage_groups"]) == 1 and float(metrics["outcome_variance"]) < 1e-12
     assert float(metrics["grad_norm"]) < 1e-9
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-9), state.policy.lora, STUDENT.lora)
+
+
+def test_a_distribution_will_do_as_label():
+    """One-hot distributions are labels, for the outcome and for the answer term."""
+    sampled, certain = rollouts(0), jax.nn.one_hot(BUCKETS, 4)
+    np.testing.assert_allclose(outcomes_of(sampled, certain), outcomes_of(sampled, BUCKETS), atol=1e-6)
+    logps = jnp.log(jnp.maximum(sampled.answers, 1e-30))
+    losses = [module._answer_losses(logps, OSIPOBatch(PROMPTS, VALID, sampled, of)) for of in (certain, BUCKETS)]
+    np.testing.assert_allclose(*losses, atol=1e-6)
+
+
+def test_the_estimator_is_the_one_of_the_options(monkeypatch):
+    """With these options the advantages of the step are GRPO's, and without the outcome's weight there are none."""
+    used = []
+
+    def record(*arguments, **how):
+        used.append({name: value for name, value in how.items() if name != "process_weight"})
+        return osipo_advantages(*arguments, **how)
+
+    monkeypatch.setattr(module, "osipo_advantages", record)
+    grpo = {"outcome_weight": 0.0, "baseline": "group_mean", "scale": "group_std"}
+    options = dataclasses.replace(OPTIONS, **grpo)
+    batch = OSIPOBatch(PROMPTS, VALID, rollouts(0), BUCKETS)
+    jax.eval_shape(
+        partial(osipo_step, config=STUDENT.config, options=options, policy_optimizer=OPTIMIZER, reward_optimizer=OPTIMIZER),
+        fresh(), STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.0,
+    )  # fmt: skip
+    assert used == [grpo | {"gamma": OPTIONS.gamma, "min_scale": OPTIONS.min_scale}]
+    rng, ids = np.random.default_rng(0), batch.rollouts.segment_ids.reshape(24, -1)
+    given = jnp.asarray(rng.normal(size=(24, 2))), jnp.ones((24, 2), bool), jnp.asarray(rng.random(24))
+    silent = osipo_advantages(*given, jnp.repeat(jnp.arange(4), 6), ids, process_weight=0.0, **used[0])
+    np.testing.assert_array_equal(silent, 0)
+
+
+def test_labels_are_pooled_over_equal_coarse_profiles_of_these_users_alone():
+    table = pa.table({"coarse_key": ["x", "a", "a", "b", "b"]})
+    users = Labelled(np.asarray([1, 2, 3, 4]), PROMPTS, VALID, np.asarray([0, 1, 3, 3]), 0)
+    shared = pooled(users, SimpleNamespace(table=table), STUDENT.spec).buckets
+    assert shared.shape == (4, 4) and shared.dtype == np.float32
+    np.testing.assert_allclose(shared.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(shared[0], shared[1])
+    np.testing.assert_array_equal(shared[2], shared[3])
+    assert shared[0, :2].sum() > shared[2, :2].sum() and shared[2, 3] > shared[0, 3]
 
 
 def test_an_invalid_batch_leaves_the_reward_model_alone():
