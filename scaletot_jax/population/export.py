@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.errors import StaleRunError
 from scaletot_jax.evaluation import kept_heads
 from scaletot_jax.export.write import write_exports
 from scaletot_jax.files import disk_errors, read_table
+from scaletot_jax.population.exemplars import collect, write_exemplars
 from scaletot_jax.population.model import ENCODER, ServedModel, copy_parts, seal_model
+from scaletot_jax.population.probe import write_probe
 from scaletot_jax.population.watch import training_reference
 from scaletot_jax.run import Run
 
 
-def export_model(run: Run, out: str | Path, formats: Sequence[str] = ()) -> ServedModel:
+def export_model(run: Run, out: str | Path, formats: Sequence[str] = (), min_users: int = 0) -> ServedModel:
     """Writes the served model of a run with ``distill`` and ``evaluate`` finished.
 
     Args:
       run: may be opened without its lock.
       out: a new directory, or one of an earlier export, which is replaced file by file, model.json first removed and last
         written.
+      min_users: above 0, chains that at least so many users share are written for explanations, see
+        :mod:`scaletot_jax.population.exemplars`.
       formats: programs to write beside the model, see :func:`scaletot_jax.export.write.write_exports`.
 
     Raises:
@@ -51,6 +56,10 @@ def export_model(run: Run, out: str | Path, formats: Sequence[str] = ()) -> Serv
     with disk_errors(out):
         copy_parts(sources | heads, out)
         results = {name: stage.result for name, stage in stages.items()}
-        model = seal_model(out, reference=lambda model: training_reference(model, population), run=results)
+        add = [write_probe]
+        if min_users:
+            spec, chains = spec_of_run(run.config), read_table(run.finished("teach").path("chains.parquet"))
+            add.append(lambda model: write_exemplars(model, collect(model, chains, population, spec), spec, min_users))
+        model = seal_model(out, reference=lambda model: training_reference(model, population), add=add, run=results)
         write_exports(model, formats, population)
         return model

@@ -5,6 +5,8 @@
     schema.json                         the table's schema, and which of its fields the model reads
     heads.json, heads.safetensors       the LTV heads "profile fields and ẑ" of every seed, and their scaler
     reference.json                      statistics of the training rows, for the quality watch
+    probe.safetensors                   made-up rows and what the model says of them, which a server must say too (probe.py)
+    chains.json, chains.safetensors     where asked for: chains shared by many users, with embeddings (exemplars.py)
     model.json                          written last: format, versions, SHA-256 of every file, fingerprint
 
 :func:`load_model` refuses a directory in which a file is missing or is not the recorded one.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,7 @@ __all__ = ["Served", "ServedLabel", "ServedModel", "ServedSpec", "TargetSpec", "
 FORMAT = 1
 ENCODER = ("encoder.json", "encoder.safetensors")
 FILES = (*ENCODER, "features.json", "schema.json", *kept_heads.FILES, "reference.json")
+OPTIONAL = ("probe.safetensors", "chains.json", "chains.safetensors")  # recorded where they are there
 
 
 class ServedModel(NamedTuple):
@@ -155,6 +158,7 @@ def seal_model(
     directory: str | Path,
     *,
     reference: Mapping[str, Any] | Callable[[ServedModel], Mapping[str, Any]] | None = None,
+    add: Sequence[Callable[[ServedModel], None]] = (),
     **facts: Any,
 ) -> ServedModel:
     """Makes a directory that holds the parts (all of FILES but reference.json) a served model.
@@ -163,12 +167,15 @@ def seal_model(
       directory: the parts lie there.
       reference: statistics of the training rows, or a function that makes them with the loaded model; they become
         ``reference.json``.
+      add: functions of the loaded model that write further files of OPTIONAL beside it; of an earlier model none is kept.
       facts: JSON-able, e.g. which run it came from; kept in model.json, not part of the fingerprint.
 
     Returns:
       the model, loaded.
     """
     directory = Path(directory)
+    for name in OPTIONAL:
+        (directory / name).unlink(missing_ok=True)
     statistics: Mapping[str, Any] = {}
     if callable(reference):
         write_json(directory / "reference.json", statistics)
@@ -179,14 +186,22 @@ def seal_model(
         statistics = reference
     write_json(directory / "reference.json", statistics)
     _record(directory, facts)
+    model = load_model(directory)
+    if not add:
+        return model
+    (directory / "model.json").unlink()
+    for write in add:
+        write(model)
+    _record(directory, facts)
     return load_model(directory)
 
 
 def _record(directory: Path, facts: Mapping[str, Any]) -> None:
     import jax
 
+    names = [*FILES, *(name for name in OPTIONAL if (directory / name).exists())]
     files = {
-        name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size} for name in FILES
+        name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size} for name in names
     }
     record = {"format": FORMAT, "files": files, **facts}
     record["versions"] = {"scaletot_jax": __version__, "jax": jax.__version__, "numpy": np.__version__}

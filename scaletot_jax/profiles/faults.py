@@ -13,6 +13,12 @@ from scaletot_jax.errors import DataError
 SHOWN = 5  # bad rows an error lists
 
 
+class BadCells(DataError):
+    """Values that the schema does not allow. ``cells``: of the first of them row, field and reason."""
+
+    cells: tuple[tuple[int, str, str], ...] = ()
+
+
 class Faults:
     """Bad cells found so far; :meth:`check` raises them together. ``first``: number of the first row looked at."""
 
@@ -36,9 +42,11 @@ class Faults:
             first = sorted(self._cells)[:SHOWN]
             lines = [f"row {row}, field '{field}', value {value}: {reason}" for row, field, value, reason in first]
             more = f"; and {self.count - len(first)} more" if self.count > len(first) else ""
-            raise DataError(
+            error = BadCells(
                 f"{self.count} value{'s' if self.count > 1 else ''} of a table {'are' if self.count > 1 else 'is'} not allowed (rows count from 0)",
                 where=self.where,
                 why="; ".join(lines) + more,
                 do="repair these rows, or widen the schema where it is too narrow",
             )
+            error.cells = tuple((row, field, reason) for row, field, _, reason in first)
+            raise error
