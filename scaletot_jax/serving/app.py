@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -115,7 +115,7 @@ def build_app(service: Service, *, token: str = "", watch_seconds: float = 0.0) 
 
     app = FastAPI(
         title="scaletot serve", version=__version__, description=documents.DESCRIPTION, lifespan=lifespan,
-        docs_url=None, redoc_url=None, redirect_slashes=False,
+        docs_url=None, redoc_url=None, redirect_slashes=False, dependencies=[Depends(_known_parameters)],
     )  # fmt: skip
     app.add_middleware(Guard, limits=service.limits, meters=service.meters, token=token)  # type: ignore[arg-type]
     _routes(app, service, reloadable=bool(token))
@@ -189,6 +189,15 @@ def _routes(app: FastAPI, service: Service, *, reloadable: bool) -> None:
                 do="start it with one, or send the process SIGHUP",
             )  # fmt: skip
         return json_response(await service.reload())
+
+
+async def _known_parameters(request: Request) -> None:
+    """A parameter that is misspelt must not be ignored."""
+    known = ("embedding", "explain") if request.url.path == "/v1/predict" else ()
+    for name in request.query_params:
+        if name not in known:
+            why = f"this path knows {', '.join(known) or 'none'}"
+            raise RequestError("unknown parameter", field=name[:80], why=why, do="leave it out")
 
 
 async def _table(request: Request, generation: Generation, most: int) -> Any:

@@ -103,7 +103,7 @@ def _complete(document: dict[str, Any], generation: Generation, limits: Limits, 
         for method, operation in methods.items():
             codes = [429, 500, 503, 400, 405, 408, 413, 415] if path not in OPEN else [400, 405, 408, 413, 415, 503]
             codes += [401] if token and path not in OPEN else []
-            codes += [422] if path == "/v1/predict" else []
+            codes += [422]
             codes += [403, 409] if path == "/v1/reload" else []
             plain = {"application/json": {"schema": {"type": "object"}}}
             operation["responses"] = {"200": {"description": "Done", "content": good.get(path, plain)}}

@@ -35,7 +35,9 @@ def reasoned(spec: ChainSpec, dim: int, profiles: int = 40, seed: int = 0) -> Re
             row[0] = spec.slots[0].values[-1]
         values.append(tuple(row))
     answers = rng.dirichlet(np.ones(spec.num_buckets), profiles)
-    return Reasoned(values, answers, [{f"user {i}"} for i in range(profiles)], rng.normal(size=(profiles, dim)).astype(np.float32))
+    return Reasoned(
+        values, answers, [{f"user {i}"} for i in range(profiles)], rng.normal(size=(profiles, dim)).astype(np.float32)
+    )
 
 
 @pytest.fixture(scope="session")

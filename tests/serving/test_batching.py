@@ -99,7 +99,9 @@ def test_a_full_queue_says_when_to_come_again_and_closing_answers_what_waits(slo
 
     assert asyncio.run(run()) == [[1], [10], [12], [13]]
     assert slow.sizes == [1, 3]
-    assert b'scaletot_refused_total{limit="queue"} 1.0' in meters.text() and b"scaletot_queued_rows 0.0" in meters.text()
+    assert (
+        b'scaletot_refused_total{limit="queue"} 1.0' in meters.text() and b"scaletot_queued_rows 0.0" in meters.text()
+    )
 
 
 def test_a_batch_waits_for_company_until_it_is_full_or_its_time_is_over(slow):

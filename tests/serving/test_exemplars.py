@@ -10,7 +10,15 @@ from serving.conftest import reasoned
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.datasets.synthetic import build_table
 from scaletot_jax.errors import DataError
-from scaletot_jax.population.exemplars import Exemplars, Reasoned, collect, read_exemplars, share_chains, show, write_exemplars
+from scaletot_jax.population.exemplars import (
+    Exemplars,
+    Reasoned,
+    collect,
+    read_exemplars,
+    share_chains,
+    show,
+    write_exemplars,
+)
 from scaletot_jax.profiles.keys import exact_keys
 from scaletot_jax.profiles.table import validate
 

@@ -20,7 +20,9 @@ EVERY = [
 ]
 SCHEMA = load_schema("synthetic")
 FIELDS = {f.source: f for f in SCHEMA.profile_fields() if f.name != "city"}
-FIELDS |= {f.source: f for f in type(SCHEMA).from_dict(SCHEMA.to_dict() | {"fields": EVERY, "low_activity": None}).fields}
+FIELDS |= {
+    f.source: f for f in type(SCHEMA).from_dict(SCHEMA.to_dict() | {"fields": EVERY, "low_activity": None}).fields
+}
 ROW = {
     "age": 31, "plan": "free", "interests": ["music"], "device": None, "visits_30": 2.5, "days_since_last_visit": None,
     "town": " Paris ", "since": "2020-02-29", "loyal": True,
@@ -109,7 +111,9 @@ def test_too_many_rows():
     table = read_json_rows(body(*[ROW] * 11), FIELDS, 11)
     assert refusal(read_arrow_rows, stream(table), FIELDS, 10).status == 413
     assert refusal(read_arrow_rows, stream(table.slice(0, 0)), FIELDS, 10).status == 422
-    blank = pa.table({name: pa.Array.from_buffers(pa.null(), 2**31 - 1, [None]) for name in FIELDS})  # says 2³¹ rows in a few bytes
+    blank = pa.table(
+        {name: pa.Array.from_buffers(pa.null(), 2**31 - 1, [None]) for name in FIELDS}
+    )  # says 2³¹ rows in a few bytes
     assert refusal(read_arrow_rows, stream(blank), FIELDS, 10).status == 413
 
 

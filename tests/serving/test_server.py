@@ -54,7 +54,9 @@ def scored(models, rows, tmp_path_factory):
     out = {}
     for i, model in enumerate(models):
         score_table(model.directory, folder / "users.parquet", folder / f"out{i}", Options(batch_rows=64))
-        out[model.fingerprint] = pq.read_table(folder / f"out{i}" / "part-00000.parquet").drop_columns(["row", "user_id"])
+        out[model.fingerprint] = pq.read_table(folder / f"out{i}" / "part-00000.parquet").drop_columns(
+            ["row", "user_id"]
+        )
     return out
 
 
@@ -99,7 +101,10 @@ def test_arrow_in_and_out_and_explanations(server, scored, rows, models):
 def test_refusals_have_one_shape_and_say_the_place(server, rows):
     row = rows.slice(0, 1).to_pylist()[0]
     post = lambda body, **headers: ask(server, "POST", "/v1/predict", body, JSON | headers)  # noqa: E731
-    assert failure(predict(server, pa.Table.from_pylist([row, row | {"age": 7}])), 422)["where"] == {"row": 1, "field": "age"}
+    assert failure(predict(server, pa.Table.from_pylist([row, row | {"age": 7}])), 422)["where"] == {
+        "row": 1,
+        "field": "age",
+    }
     assert failure(predict(server, pa.Table.from_pylist([row | {"plan": "gold"}])), 422)["where"]["field"] == "plan"
     failure(post(b'{"rows": '), 400)
     failure(post(b"\x00\x01", **{"content-type": ARROW}), 400)
@@ -214,7 +219,12 @@ def test_reload_under_load_loses_no_request_and_keeps_the_old_model_where_the_ne
 def test_metrics_count_and_hold_nothing_of_a_row(server, rows):
     predict(server, rows.slice(0, 3))
     text = ask(server, "GET", "/metrics")[2].decode()
-    for name in ("scaletot_rows_total", "scaletot_batch_rows_bucket", "scaletot_request_seconds_bucket", "scaletot_queued_rows"):
+    for name in (
+        "scaletot_rows_total",
+        "scaletot_batch_rows_bucket",
+        "scaletot_request_seconds_bucket",
+        "scaletot_queued_rows",
+    ):
         assert name in text
     assert 'scaletot_requests_total{path="/v1/predict",status="200"}' in text and "Paris" not in text
 
