@@ -21,9 +21,9 @@ from scaletot_jax.chains.spec import ChainSpec
 from scaletot_jax.encoder.model import Inputs
 from scaletot_jax.encoder.score import compile_embedding, embed_rows
 from scaletot_jax.errors import DataError
-from scaletot_jax.evaluation.examples import bucket_names
 from scaletot_jax.files import read_arrays, read_json, write_arrays, write_json
 from scaletot_jax.population.model import ServedModel
+from scaletot_jax.report.examples import bucket_names
 
 FILES = ("chains.json", "chains.safetensors")
 FORMAT = 1

@@ -176,8 +176,11 @@ def test_an_export_has_a_reference_and_the_programs_asked_for(evaluated, exporte
 def test_an_export_is_the_same_when_made_again_and_takes_no_folder_of_others(evaluated, exported, tmp_path):
     run, out = evaluated[0], exported.directory
     again = export_model(run, tmp_path / "again")
-    assert {path.name for path in out.iterdir()} == {*FILES, "model.json"}
-    assert all((out / name).read_bytes() == (again.directory / name).read_bytes() for name in (*FILES, "model.json"))
+    assert {path.name for path in out.iterdir()} == {*FILES, "probe.safetensors", "model.json"}
+    assert all(
+        (out / name).read_bytes() == (again.directory / name).read_bytes()
+        for name in (*FILES, "probe.safetensors", "model.json")
+    )
     assert export_model(run, again.directory).fingerprint == exported.fingerprint
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(StaleRunError, match="other things"):
