@@ -1,12 +1,12 @@
 """The two controls of the verdict: a population with a fact that only a teacher knows, and teachers that do or do not say it.
 
-The population is that of :mod:`scaletot_jax.population.synthetic` with one more field, the user's *town*, and
+A user has a few plain fields and a *town*; the label follows from m(x) as in :mod:`scaletot_jax.population.synthetic`, with
 
-    m(x) = activity(behaviour) + κ w_town,      w ~ N(0, 1), one for each of T towns
+    m(x) = habit(plain fields) + κ w_town,      w ~ N(0, 1), one for each of T towns
 
-so that the best score stays known in closed form. A town's name says nothing by itself; T is larger than the number of
+so that the best score is known in closed form. A town's name says nothing by itself; T is larger than the number of
 labels a head gets, so profile and label pairs cannot teach w. A teacher that knows the world can: for a profile it emits a
-typed chain of three judgements, *place* (w), *habit* (activity) and *outlook* (m), each as one of five levels of equal
+typed chain of three judgements, *place* (w), *habit* and *outlook* (m), each as one of five levels of equal
 frequency:
 
     positive: the true level with probability 1 − ε, else any level          P(level | x) = (1 − ε) 1[level] + ε/5
@@ -29,18 +29,19 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scaletot_jax.population.synthetic import activity, draw_days, draw_profiles, expected_days, profile_columns
+from scaletot_jax.population.synthetic import PLANS, draw_days
 
 KINDS = ("positive", "negative")
 SEGMENTS, LEVELS = ("place", "habit", "outlook"), 5
 WIDTH = 48  # D of the simulated states
+LABEL_NOISE = 2.0  # standard deviation of η: one user's label says little of a town
 
 
 class World(NamedTuple):
     """U users of a control population.
 
     Attributes:
-      table: of the schema ``control``, with the best score ``best_lt30``.
+      table: of the schema ``control``.
       levels: [U, 3] int, the true level of each judgement.
       m: [U] float64, m(x).
     """
@@ -53,20 +54,21 @@ class World(NamedTuple):
 def draw_world(rows: int, *, towns: int, worth: float = 1.0, seed: int = 0) -> World:
     """``rows`` users in ``towns`` towns whose worth moves activity by κ = ``worth`` a standard deviation."""
     rng = np.random.default_rng([seed, 51])
-    profiles = draw_profiles(rng, rows)
-    town = rng.integers(0, towns, rows)
+    town, plan = rng.integers(0, towns, rows), rng.choice(len(PLANS), rows, p=[0.6, 0.25, 0.15])
+    sessions, recency = np.minimum(rng.geometric(0.25, rows) - 1, 60), rng.integers(0, 31, rows)
+    age = rng.integers(18, 80, rows)
     w = rng.normal(size=towns)[town]
-    habit = activity(profiles)
+    habit = 0.35 * (plan - 0.5) + 0.3 * np.log1p(sessions) - 0.9 * recency / 30 - 0.15 * (age - 48) / 30 + 0.4
     m = habit + worth * w
-    days = draw_days(rng, m)
-    fields = {"town": pa.array(np.char.add("town ", np.char.zfill(town.astype("U6"), 4))), **profile_columns(profiles)}
     table = pa.table(
         {
             "user_id": pa.array([f"u{i:07d}" for i in range(rows)]),
-            **fields,
-            "lt30": pa.array(days),
-            "ltv30": pa.array(np.round(days * np.exp(rng.normal(1.0, 0.6, rows)), 2)),
-            "best_lt30": pa.array(expected_days(m)),
+            "town": pa.array(np.char.add("town ", np.char.zfill(town.astype("U6"), 4))),
+            "age": pa.array(age),
+            "plan": pa.array(np.array(PLANS)[plan]),
+            "sessions": pa.array(sessions),
+            "recency": pa.array(recency),
+            "lt30": pa.array(draw_days(rng, m, LABEL_NOISE)),
         }
     )
     return World(table, np.stack([_quintile(part) for part in (w, habit, m)], axis=1), m)
@@ -92,8 +94,10 @@ def draw_levels(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 def states(
     probabilities: np.ndarray, ids: np.ndarray, *, chains: int, slip: float, noise: float, seed: int
-) -> np.ndarray:
-    """States of the simulated student's chains [U, N, K, D] float32; those of a user follow from the seed and his id alone.
+) -> tuple[np.ndarray, np.ndarray]:
+    """States [U, N, K, D] float32 of the simulated student's chains and the levels [U, N, K] that these say.
+
+    Those of a user follow from the seed and his id alone.
 
     Args:
       probabilities: the teacher's [U, K, L].
@@ -104,11 +108,12 @@ def states(
     mean, vectors = _frame(seed)
     mixed = (1 - slip) * probabilities + slip / LEVELS
     out = np.empty((len(ids), chains, len(SEGMENTS), WIDTH), np.float32)
+    said = np.empty(out.shape[:3], np.int64)
     for i, name in enumerate(ids):
         rng = np.random.default_rng([seed, 53, int(name)])
-        level = draw_levels(np.broadcast_to(mixed[i], (chains, *mixed.shape[1:])), rng)  # [N, K]
-        out[i] = mean + vectors[np.arange(len(SEGMENTS)), level] + noise * rng.normal(size=out.shape[1:])
-    return out
+        said[i] = draw_levels(np.broadcast_to(mixed[i], (chains, *mixed.shape[1:])), rng)
+        out[i] = mean + vectors[np.arange(len(SEGMENTS)), said[i]] + noise * rng.normal(size=out.shape[1:])
+    return out, said
 
 
 def prompt_ends(features: np.ndarray, seed: int) -> np.ndarray:

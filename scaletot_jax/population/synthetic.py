@@ -87,10 +87,10 @@ def activity(profiles: Profiles) -> np.ndarray:
     return m + 0.5 * (x.plan == 0) * (x.channel == 3) - 0.6 * x.trial * recency - 0.2
 
 
-def draw_days(rng: np.random.Generator, m: np.ndarray) -> np.ndarray:
-    """One draw of the days label y [U] int for each m."""
+def draw_days(rng: np.random.Generator, m: np.ndarray, noise: float = 1.0) -> np.ndarray:
+    """One draw of the days label y [U] int for each m; ``noise`` is the standard deviation of η."""
     a = m + _SPREAD * rng.normal(size=len(m))
-    return np.searchsorted(_CUTS, a + rng.normal(size=len(m)), side="left")
+    return np.searchsorted(_CUTS, a + noise * rng.normal(size=len(m)), side="left")
 
 
 def expected_days(m: np.ndarray) -> np.ndarray:
@@ -98,9 +98,9 @@ def expected_days(m: np.ndarray) -> np.ndarray:
     return ndtr((m[:, None] - _CUTS) / np.hypot(1, _SPREAD)).sum(1)
 
 
-def days_distribution(m: np.ndarray) -> np.ndarray:
-    """P(y = j | x) [U, 31], the Bayes-optimal distribution of the days label."""
-    reached = ndtr((m[:, None] - _CUTS) / np.hypot(1, _SPREAD))  # P(y ≥ j | x), j = 1..30
+def days_distribution(m: np.ndarray, noise: float = 1.0) -> np.ndarray:
+    """P(y = j | x) [U, 31], the Bayes-optimal distribution of the days label; ``noise`` as in :func:`draw_days`."""
+    reached = ndtr((m[:, None] - _CUTS) / np.hypot(noise, _SPREAD))  # P(y ≥ j | x), j = 1..30
     ends = np.ones((len(m), 1)), np.zeros((len(m), 1))
     return -np.diff(np.concatenate([ends[0], reached, ends[1]], axis=1), axis=1)
 
@@ -150,7 +150,7 @@ def build_shard(number: int, rows: int, *, seed: int = 0, first: int = 0, profil
         "best_ltv30": pa.array(expected_value(m)),
     }
     labels = {"lt30": pa.array(days), "ltv30": pa.array(value)}
-    return pa.table({"user_id": pa.array(ids), **profile_columns(drawn), **labels, **hidden})
+    return pa.table({"user_id": pa.array(ids), **_fields(drawn), **labels, **hidden})
 
 
 @functools.lru_cache(maxsize=2)
@@ -159,8 +159,7 @@ def _catalogue(seed: int, profiles: int) -> tuple[Profiles, np.ndarray]:
     return draw_profiles(np.random.default_rng([seed, 42]), profiles), np.cumsum(frequencies / frequencies.sum())
 
 
-def profile_columns(x: Profiles) -> dict[str, pa.Array]:
-    """The twelve fields as columns of the schema ``population``."""
+def _fields(x: Profiles) -> dict[str, pa.Array]:
     ends = np.concatenate([[0], np.cumsum(x.interests.sum(1))]).astype(np.int32)
     return {
         "age": pa.array(x.age, mask=x.age < 0),

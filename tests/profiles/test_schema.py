@@ -15,7 +15,7 @@ STATIC = {
     "oulad": "module presentation gender region highest_education imd_band age_band disability num_prev_attempts "
     "studied_credits days_registered_before_start",
     "kuairand_pure": "is_live_streamer is_video_author follow_user_num fans_user_num friend_user_num register_days",
-    "control": "town age region channel device plan language trial interests",
+    "control": "town age plan sessions recency",
     "population": "age region channel device plan language trial interests",
     "synthetic": "age city plan interests device",
 }
@@ -23,7 +23,7 @@ EARLY = {
     "complete_journey": "days_since_last_visit shopping_days_30 spend_30 private_label_share coupon_use",
     "oulad": "pre_course_active_days pre_course_clicks",
     "kuairand_pure": "views_prev16 days_since_last_seen",
-    "control": "sessions minutes purchases recency",
+    "control": "",
     "population": "sessions minutes purchases recency",
     "synthetic": "visits_30 days_since_last_visit",
 }
