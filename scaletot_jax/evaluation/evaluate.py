@@ -1,61 +1,39 @@
-"""Stage ``evaluate``: do reasoning states help the LTV heads? Metrics, intervals, paired differences, a verdict.
+"""Stage ``evaluate``: do reasoning states help the LTV heads? Baselines, metrics, intervals, paired differences, a verdict.
 
-``metrics.json``:
+Writes ``metrics.json``, the one source of every number of the comparison; docs/evaluation.md explains its keys. The systems
+are explained in :mod:`scaletot_jax.evaluation.comparison` and :mod:`scaletot_jax.evaluation.baselines.registry`, the metrics in
+:mod:`scaletot_jax.evaluation.catalogue`, the rule of the verdict in :mod:`scaletot_jax.evaluation.verdict`.
 
-    rows             {head, val, test}, and test_groups
-    audit            groups of each split, trained groups, days between training labels and evaluation
-    metrics          definition and direction of each metric
-    slices           what makes a test row "seen", by slice, and how small a slice may be
-    targets          label column → {kind, horizon, features: name of the feature set → {systems, differences, slices,
-                     verdict}}
-    verdict          that of the primary comparison, see PRIMARY: {word, attributable, gain, sentence, caveat, ...}
-
-``systems``: system → metric → {estimate, low, high}, and ``by_seed``. ``differences``: "profile_z - other" → metric →
-{estimate, low, high, word}. The systems are explained in :mod:`scaletot_jax.evaluation.comparison`, the slices in
-:mod:`scaletot_jax.evaluation.slices`.
-
-Two feature sets are judged: the profile fields as configured, and the static ones alone. For the latter ẑ is computed
-with every early field withheld, so that nothing behavioural reaches the head by way of ẑ. Its profiles count as seen by
-their static fields.
+Two feature sets are judged, see :mod:`scaletot_jax.evaluation.feature_sets`: the profile fields as configured, and the static
+ones alone, whose profiles count as seen by their static fields.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from scaletot_jax.encoder.artifact import Encoder, load_encoder, sha256_json
-from scaletot_jax.encoder.model import Inputs, init_params, redact
-from scaletot_jax.encoder.score import compile_embedding, embed_rows, read_embeddings
 from scaletot_jax.errors import DataError
-from scaletot_jax.evaluation import comparison, kept_heads, slices
-from scaletot_jax.evaluation.comparison import DEFINITIONS, LOWER_IS_BETTER, Predictions, Rows, Target
+from scaletot_jax.evaluation import cells, comparison, kept_heads, slices
+from scaletot_jax.evaluation.baselines.answers import covered
+from scaletot_jax.evaluation.baselines.known import Known
+from scaletot_jax.evaluation.baselines.registry import SYSTEMS, fit_baselines
+from scaletot_jax.evaluation.catalogue import CATALOGUE
+from scaletot_jax.evaluation.feature_sets import FeatureSet, feature_sets, known_of
 from scaletot_jax.evaluation.heads import Scaler
+from scaletot_jax.evaluation.monotone import raise_to_monotone
+from scaletot_jax.evaluation.predictions import Predictions, Rows, Target, thresholds
 from scaletot_jax.evaluation.split_audit import UNSEEN, audit_splits, audit_time, audit_training
-from scaletot_jax.evaluation.verdict import verdict
-from scaletot_jax.files import read_json, read_table, write_json, write_table
-from scaletot_jax.profiles.features import Features
-from scaletot_jax.profiles.keys import coarse_keys
+from scaletot_jax.evaluation.verdict import REQUIRED, RULE, verdict
+from scaletot_jax.files import read_table, write_json, write_table
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 
 PRIMARY = "spearman"  # of the days label, on the profile fields as configured: fixed before any result was seen
-_BATCH = 4096
-
-
-class FeatureSet(NamedTuple):
-    """Inputs of one comparison, for all rows."""
-
-    dense: np.ndarray  # [U, P] profile features
-    z: np.ndarray  # [U, E] ẑ from the same fields
-    untrained: np.ndarray  # [U, E] of the encoder's initial weights
-    coarse: np.ndarray  # [U] coarse key of the fields in use
+FORMAT = 2  # of metrics.json
 
 
 def evaluate(run: Run) -> Stage:
@@ -79,43 +57,59 @@ def evaluate(run: Run) -> Stage:
     audit = _audit(run, population, groups)
     split = _strings(table, "split")
     rows = Rows(*(np.flatnonzero(split == name) for name in ("head", "val", "test")))
-    sizes = {"test_rows": len(rows.test), "test_groups": len(set(groups[rows.test]))}
+    test_groups = len(set(groups[rows.test]))
 
-    features = _feature_sets(run, population, seed)
-    known = {"teacher": _reasoned_rows(run), "head": rows.head}
+    features = feature_sets(run, population, seed)
+    known_profiles = {"teacher": _reasoned_rows(run), "head": rows.head}
     targets = _targets(population)
     results: dict[str, Any] = {
-        target.column: {"kind": target.kind, "horizon": target.horizon or None, "features": {}} for target in targets
-    }
+        target.column: {
+            "kind": target.kind, "horizon": target.horizon or None,
+            "thresholds": dict(thresholds(target, rows)), "features": {},
+        }
+        for target in targets
+    }  # fmt: skip
     predictions: list[pa.Table] = []
     configured = next(iter(features))
-    served: dict[str, np.ndarray] = {}
+    served: dict[str, Predictions] = {}
     kept: list[kept_heads.KeptHead] = []
+    resampling = {"resamples": settings["bootstrap"], "level": settings["level"], "seed": seed}
     with Progress("evaluate", len(features) * len(targets), "comparisons") as progress:
         for name, found in features.items():
-            inputs = comparison.variants(found.dense, found.z, found.untrained, rows, seed)
-            seen = {other: slices.seen_rows(found.coarse, index, rows.test) for other, index in known.items()}
+            inputs = comparison.variants(found.dense, found.z, found.untrained, rows, seed, found.rivals)
+            seen = {other: slices.seen_rows(found.coarse, index, rows.test) for other, index in known_profiles.items()}
+            divisions = _divisions(table, found, rows)
+            known = known_of(
+                run, population, found, rows, groups, seed, text=settings["baselines"] and name == configured
+            )
+            said: dict[str, dict[str, list[Predictions]]] = {}
+            absent: dict[str, dict[str, Any]] = {}
             for target in targets:
                 systems, everyone, head = comparison.predict(
                     target, inputs, found.dense, rows, run.config["head"], seed
                 )
+                baselines, absent[target.column] = fit_baselines(known, target) if settings["baselines"] else ({}, {})
+                said[target.column] = {**systems, **{system: list(p) for system, p in baselines.items()}}
                 if name == configured:
                     kept.append(head)
-                    served |= {
-                        f"expected_{target.column}": everyone.mean,
-                        f"p_positive_{target.column}": everyone.positive,
-                    }
-                resampling = {"resamples": settings["bootstrap"], "level": settings["level"], "seed": seed}
+                    served[target.column] = everyone
+                progress.advance(0, f"{target.column}, {name}: fitted")
+            said = raise_to_monotone(targets, said)
+            for target in targets:
+                systems = {system: said[target.column][system] for system in SYSTEMS if system in said[target.column]}
                 scores, differences, gains = comparison.score_systems(target, systems, rows, groups, **resampling)
+                metric = PRIMARY if target.kind != "binary" else "auc"
                 results[target.column]["features"][name] = {
                     "systems": scores,
+                    "absent": {**_no_rivals(found), **absent[target.column]},
+                    "coverage": _coverage(known, systems),
                     "differences": differences,
                     "slices": slices.score_slices(target, systems, rows, groups, seen, **resampling),
+                    "cells": cells.score_cells(target, systems, rows, groups, divisions, **resampling),
                     "verdict": verdict(
-                        gains[comparison.WITHOUT][PRIMARY],
-                        {other: gains[other][PRIMARY] for other in comparison.PLACEBOS},
-                        target=target.column, metric=PRIMARY, features=name,
-                        rows=sizes["test_rows"], groups=sizes["test_groups"], level=settings["level"],
+                        {other: row[metric] for other, row in gains.items() if metric in row},
+                        target=target.column, metric=metric, features=name, level=settings["level"],
+                        seeds=run.config["head"]["seeds"], rows=len(rows.test), groups=test_groups,
                     ),
                 }  # fmt: skip
                 predictions += [
@@ -126,25 +120,30 @@ def evaluate(run: Run) -> Stage:
 
     primary = results[targets[0].column]["features"][configured]["verdict"]
     report = {
-        "rows": {name: len(index) for name, index in rows._asdict().items()} | {"test_groups": sizes["test_groups"]},
+        "format": FORMAT,
+        "rows": {name: len(index) for name, index in rows._asdict().items()} | {"test_groups": test_groups},
         "bootstrap": {
             "resamples": settings["bootstrap"],
             "level": settings["level"],
             "unit": "group",
+            "interval": "percentile",
             "note": "test sampling, for these fitted models",
         },
         "seeds": run.config["head"]["seeds"],
         "audit": audit,
-        "metrics": {
-            name: {"definition": text, "better": "lower" if name in LOWER_IS_BETTER else "higher"}
-            for name, text in DEFINITIONS.items()
+        "metrics": {name: metric._asdict() for name, metric in CATALOGUE.items()},
+        "systems": {name: system._asdict() for name, system in SYSTEMS.items()},
+        "families": {
+            "required": list(REQUIRED),
+            "note": "Holm's correction over the required rivals, and apart from them over all other systems",
         },
+        "rule": RULE,
         "slices": {"seen": slices.KNOWN, "min_rows": slices.MIN_ROWS, "min_groups": slices.MIN_GROUPS},
         "targets": results,
         "verdict": primary,
     }
     write_table(stage.path("predictions.parquet"), pa.concat_tables(predictions))
-    write_table(stage.path("population.parquet"), _served_rows(table, served))
+    write_table(stage.path("population.parquet"), _served_rows(table, targets, served))
     used = features[configured]
     kept_heads.write_heads(
         stage.directory,
@@ -160,6 +159,30 @@ def evaluate(run: Run) -> Stage:
         summary={"rows": report["rows"], "verdict": primary},
     )
     return stage
+
+
+def _divisions(table: pa.Table, found: FeatureSet, rows: Rows) -> dict[str, np.ndarray]:
+    """Name → value of each test row: the sparsity cohort, and every field that has a few values."""
+    present = np.zeros(table.num_rows, np.int64)
+    out: dict[str, np.ndarray] = {}
+    for field in found.fields:
+        present += table[field.name].is_valid().to_numpy()
+        if field.kind in ("enum", "ordered", "boolean"):
+            values = table[field.name].take(pa.array(rows.test)).cast(pa.string()).fill_null("missing")
+            out[field.name] = np.asarray(values.to_pylist(), object)
+    return {cells.SPARSITY: cells.sparsity(present, rows), **out}
+
+
+def _no_rivals(found: FeatureSet) -> dict[str, dict[str, str]]:
+    """Required rivals whose encoders the run did not train."""
+    why = {"note": "not run", "why": "stage distill trained no such encoder", "do": "name it in distill.placebos"}
+    return {name: why for name in REQUIRED[1:] if name not in found.rivals}
+
+
+def _coverage(known: Known, systems: Any) -> dict[str, float]:
+    """Of the language models' answers: the share of test rows whose coarse profile has one."""
+    answers = {"teacher_answer": known.teacher, "student_answer": known.student}
+    return {name: float(covered(found, known).mean()) for name, found in answers.items() if name in systems}
 
 
 def _audit(run: Run, population: Population, groups: np.ndarray) -> dict[str, Any]:
@@ -185,58 +208,20 @@ def _audit(run: Run, population: Population, groups: np.ndarray) -> dict[str, An
     return audit
 
 
-def _feature_sets(run: Run, population: Population, seed: int) -> dict[str, FeatureSet]:
-    """The configured feature set first, then the static one where that is another."""
-    configured = run.config["data"]["profile_fields"]
-    space = population.features
-    features = space.encode(population.table)
-    record = read_json(run.finished("prepare").path("features.json"))
-    encoder = load_encoder(run.finished("distill").directory, features_sha256=sha256_json(record))
-    early = np.array([field.role == "early" for field in space.fields])
-    z = read_embeddings(run.finished("score").directory)
-    untrained = _embed(encoder, features, None, seed=seed)
-    found = {configured: FeatureSet(space.dense(features), z, untrained, _strings(population.table, "coarse_key"))}
-    if early.any() and not early.all():
-        static = replace(space, fields=tuple(field for field in space.fields if field.role == "static"))
-        found["static"] = FeatureSet(
-            static.dense(static.encode(population.table)),
-            _embed(encoder, features, early),
-            _embed(encoder, features, early, seed=seed),
-            coarse_keys(population.table, [field for field in population.fields if field.role == "static"]),
-        )
-    return found
-
-
 def _reasoned_rows(run: Run) -> np.ndarray:
     """Rows whose profiles the teacher reasoned about."""
     return read_table(run.finished("teach").path("profiles.parquet"), columns=["row"])["row"].to_numpy()
 
 
-def _embed(encoder: Encoder, features: Features, withheld: np.ndarray | None, seed: int | None = None) -> np.ndarray:
-    """Embeddings rounded to float16 as the population's are; with a seed, those of the initial weights."""
-    params = encoder.params if seed is None else init_params(encoder.spec, seed)
-    inputs = Inputs(*features)
-    if withheld is not None:
-        inputs = Inputs(
-            *(
-                np.asarray(column)
-                for column in jax.jit(redact, static_argnames="spec")(inputs, jnp.asarray(withheld), spec=encoder.spec)
-            )
-        )
-    rows = len(inputs.cat)
-    return (
-        embed_rows(compile_embedding(encoder.spec, params), inputs, min(_BATCH, rows))
-        .astype(np.float16)
-        .astype(np.float32)
-    )
-
-
 def _targets(population: Population) -> list[Target]:
+    """The days label first: the verdict speaks of it."""
     labels, table = population.schema.labels, population.table
-    out = [Target(labels.days.column, "days", labels.days.horizon, _floats(table, labels.days.column))]
+    days = labels.days
+    out = [Target(days.column, "days", days.horizon, _floats(table, days.column))]
     if labels.value is not None:
         out.append(Target(labels.value.column, "value", 0, _floats(table, labels.value.column)))
-    return out
+    out += [Target(more.column, "days", more.horizon, _floats(table, more.column)) for more in labels.horizons]
+    return out + [Target(outcome.column, "binary", 1, _floats(table, outcome.column)) for outcome in labels.binary]
 
 
 def _prediction_rows(
@@ -256,12 +241,15 @@ def _prediction_rows(
     )
 
 
-def _served_rows(table: pa.Table, columns: dict[str, np.ndarray]) -> pa.Table:
+def _served_rows(table: pa.Table, targets: list[Target], served: dict[str, Predictions]) -> pa.Table:
     names = [name for name in ("row", "user_id", "snapshot", "split") if name in table.column_names]
-    served = table.select(names)
-    for name, values in columns.items():
-        served = served.append_column(name, pa.array(values.astype(np.float32)))
-    return served
+    found = table.select(names)
+    ordered = raise_to_monotone(targets, {column: {"served": [p]} for column, p in served.items()})
+    for column, systems in ordered.items():
+        said = systems["served"][0]
+        for name, values in ((f"expected_{column}", said.mean), (f"p_positive_{column}", said.positive)):
+            found = found.append_column(name, pa.array(np.asarray(values, np.float32)))
+    return found
 
 
 def _strings(table: pa.Table, name: str) -> np.ndarray:

@@ -14,82 +14,104 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scaletot_jax.errors import DataError
-
-Array = np.ndarray
+from scaletot_jax.evaluation.weighted import (
+    Array,
+    divide,
+    mid_ranks,
+    positive_total,
+    prepare,
+    shape,
+    ties,
+    weighted_mean,
+)
 
 
 def spearman(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None) -> Array:
     """Spearman's ρ: Pearson correlation of average ranks, ties sharing the mean of their ranks."""
-    y, prediction, w, single = _prepare(y, prediction, weights)
-    a, b = _mid_ranks(y, w), _mid_ranks(prediction, w)
-    total = _positive(w.sum(1))
+    y, prediction, w, single = prepare(y, prediction, weights)
+    a, b = mid_ranks(y, w), mid_ranks(prediction, w)
+    total = positive_total(w.sum(1))
     a = a - (np.einsum("rn,rn->r", w, a) / total)[:, None]
     b = b - (np.einsum("rn,rn->r", w, b) / total)[:, None]
     wa = w * a
     covariance = np.einsum("rn,rn->r", wa, b)
     variance = np.einsum("rn,rn->r", wa, a) * np.einsum("rn,rn,rn->r", w, b, b)
-    return _shape(_divide(covariance, np.sqrt(np.maximum(variance, 0.0))), single)
+    return shape(divide(covariance, np.sqrt(np.maximum(variance, 0.0))), single)
 
 
 def auc(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None, *, threshold: float = 0.0) -> Array:
     """Area under the ROC curve of the event ``y > threshold``: P(positive above negative) + ½ P(tied)."""
-    y, prediction, w, single = _prepare(y, prediction, weights)
+    y, prediction, w, single = prepare(y, prediction, weights)
     positive = y > threshold
-    order, starts = _ties(prediction)
+    order, starts = ties(prediction)
     negatives = np.add.reduceat((w * ~positive)[:, order], starts, axis=1)
     positives = np.add.reduceat((w * positive)[:, order], starts, axis=1)
     below = np.cumsum(negatives, axis=1) - negatives
     wins = np.einsum("rg,rg->r", positives, below + 0.5 * negatives)
-    return _shape(_divide(wins, positives.sum(1) * negatives.sum(1)), single)
+    return shape(divide(wins, positives.sum(1) * negatives.sum(1)), single)
 
 
-def normalised_gini(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None) -> Array:
+def normalised_gini(
+    y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None, *, google_compat: bool = False
+) -> Array:
     """Gini of the cumulative gain curve, divided by that of the perfect order.
 
     Rows are sorted by falling prediction; G = 2·area(share of Σy against share of rows) − 1 by the trapezoid rule, and
-    the curve is straight across tied predictions, which is the mean over all orders of the tied rows (Google's
-    ``lifetime_value`` takes the order of the file instead). Result G(prediction)/G(y) in [−1, 1]; labels must be ≥ 0.
+    the curve is straight across tied predictions, which is the mean over all orders of the tied rows. Result
+    G(prediction)/G(y) in [−1, 1]; labels must be ≥ 0.
+
+    ``google_compat`` gives the figure of Google's ``lifetime_value`` instead, G = 2·mean(gain at rows 1..n) − 1: a
+    rectangle sum, ties in the order of the file (stable). It takes no weights and is for comparing with published numbers.
     """
-    y, prediction, w, single = _prepare(y, prediction, weights)
+    y, prediction, w, single = prepare(y, prediction, weights)
     if (y < 0).any():
         raise DataError(
             "the Gini coefficient needs labels that are not negative", where="label", why=f"minimum {y.min()}"
         )
-    return _shape(_divide(_gain(y, prediction, w), _gain(y, y, w)), single)
+    if google_compat:
+        if weights is not None:
+            raise DataError("the Gini coefficient as Google computes it takes no weights")
+        gains = [
+            y[np.argsort(-score, kind="stable")].cumsum() / y.sum() if y.sum() > 0 else y * np.nan
+            for score in (prediction, y)
+        ]
+        model, perfect = (2 * gain.mean() - 1 for gain in gains)
+        return divide(np.asarray(model), np.asarray(perfect))
+    return shape(divide(_gain(y, prediction, w), _gain(y, y, w)), single)
 
 
 def rmse(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None) -> Array:
     """Root mean squared error √E[(ŷ − y)²], in units of the label."""
-    y, prediction, w, single = _prepare(y, prediction, weights)
-    return _shape(np.sqrt(_mean((prediction - y) ** 2, w)), single)
+    y, prediction, w, single = prepare(y, prediction, weights)
+    return shape(np.sqrt(weighted_mean((prediction - y) ** 2, w)), single)
 
 
 def mae(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None) -> Array:
     """Mean absolute error E|ŷ − y|. With many zero labels the constant 0 wins it: never judge by it alone."""
-    y, prediction, w, single = _prepare(y, prediction, weights)
-    return _shape(_mean(np.abs(prediction - y), w), single)
+    y, prediction, w, single = prepare(y, prediction, weights)
+    return shape(weighted_mean(np.abs(prediction - y), w), single)
 
 
 def ambe(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None) -> Array:
     """Absolute mean bias error |E[ŷ − y]|: calibration in the large, in units of the label."""
-    y, prediction, w, single = _prepare(y, prediction, weights)
-    return _shape(np.abs(_mean(prediction - y, w)), single)
+    y, prediction, w, single = prepare(y, prediction, weights)
+    return shape(np.abs(weighted_mean(prediction - y, w)), single)
 
 
 def r2(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None = None) -> Array:
     """Coefficient of determination 1 − Σ(ŷ − y)²/Σ(y − ȳ)²; below 0 it is worse than the mean of these very labels."""
-    y, prediction, w, single = _prepare(y, prediction, weights)
-    total = _mean(y * y, w) - _mean(y, w) ** 2
+    y, prediction, w, single = prepare(y, prediction, weights)
+    total = weighted_mean(y * y, w) - weighted_mean(y, w) ** 2
     # Var(y) of a constant label is rounding noise, not 0, so compare with the size of y itself.
-    total = np.where(total > 1e-12 * np.maximum(_mean(y * y, w), 1e-300), total, 0.0)
-    return _shape(1.0 - _divide(_mean((prediction - y) ** 2, w), total), single)
+    total = np.where(total > 1e-12 * np.maximum(weighted_mean(y * y, w), 1e-300), total, 0.0)
+    return shape(1.0 - divide(weighted_mean((prediction - y) ** 2, w), total), single)
 
 
 def rps(y: ArrayLike, distribution: ArrayLike, weights: ArrayLike | None = None) -> Array:
     """Mean ranked probability score of predicted distributions over 0..C−1, see :func:`rps_rows`. 0 is best, 1 worst."""
     rows = rps_rows(y, distribution)
-    _, rows, w, single = _prepare(np.zeros(len(rows)), rows, weights)
-    return _shape(_mean(rows, w), single)
+    _, rows, w, single = prepare(np.zeros(len(rows)), rows, weights)
+    return shape(weighted_mean(rows, w), single)
 
 
 def rps_rows(y: ArrayLike, distribution: ArrayLike) -> Array:
@@ -119,66 +141,11 @@ def rps_rows(y: ArrayLike, distribution: ArrayLike) -> Array:
     return np.mean((cumulative - reached) ** 2, axis=1)
 
 
-# -- weighted building blocks -------------------------------------------------------------------------------------------
-
-
-def _prepare(y: ArrayLike, prediction: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array, Array, bool]:
-    y, prediction = np.asarray(y, np.float64), np.asarray(prediction, np.float64)
-    if y.ndim != 1 or prediction.shape != y.shape or not len(y):
-        raise DataError(
-            "labels and predictions must be vectors of one length above 0", why=f"{y.shape} and {prediction.shape}"
-        )
-    for name, values in (("label", y), ("prediction", prediction)):
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise DataError(
-                f"a {name} is not finite", where=f"row {bad[0]}", why=f"{values[bad[0]]}; {len(bad)} such rows"
-            )
-    w = np.ones_like(y) if weights is None else np.asarray(weights, np.float64)
-    if w.shape[-1] != len(y) or w.ndim > 2 or (w < 0).any():
-        raise DataError("weights must be [rows] or [resamples, rows] and not negative", why=f"shape {w.shape}")
-    return y, prediction, np.atleast_2d(w), w.ndim == 1
-
-
-def _ties(values: Array) -> tuple[Array, Array]:
-    """The sorting order [U] and the first sorted position [G] of each group of equal values."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    return order, np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-
-
-def _mid_ranks(values: Array, w: Array) -> Array:
-    """Weighted average ranks [R, U], up to the constant ½ that no correlation sees."""
-    order, starts = _ties(values)
-    mass = np.add.reduceat(w[:, order], starts, axis=1)
-    middle = np.cumsum(mass, axis=1) - 0.5 * mass
-    group = np.empty(len(values), np.int64)
-    group[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(values)]))
-    return middle[:, group]
-
-
 def _gain(y: Array, score: Array, w: Array) -> Array:
-    order, starts = _ties(-score)
+    order, starts = ties(-score)
     rows = np.add.reduceat(w[:, order], starts, axis=1)
     value = np.add.reduceat((w * y)[:, order], starts, axis=1)
     reached = np.cumsum(value, axis=1) - 0.5 * value
-    area = _divide(np.einsum("rg,rg->r", reached, rows), rows.sum(1) * value.sum(1))
+    area = divide(np.einsum("rg,rg->r", reached, rows), rows.sum(1) * value.sum(1))
     gini = 2.0 * area - 1.0
     return np.where(np.abs(gini) < 1e-12, 0.0, gini)
-
-
-def _mean(values: Array, w: Array) -> Array:
-    return _divide(w @ values, w.sum(1))
-
-
-def _positive(total: Array) -> Array:
-    return np.where(total > 0, total, np.nan)
-
-
-def _divide(numerator: Array, denominator: Array) -> Array:
-    valid = denominator > 0
-    return np.where(valid, numerator / np.where(valid, denominator, 1.0), np.nan)
-
-
-def _shape(result: Array, single: bool) -> Array:
-    return result[0] if single else result

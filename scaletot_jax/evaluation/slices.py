@@ -11,32 +11,39 @@ The slices explore: nothing is corrected for their number, and rows that differ 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from scaletot_jax.evaluation.bootstrap import paired_difference, percentile_interval, resample_weights
-from scaletot_jax.evaluation.comparison import (
-    WITH,
-    WITHOUT,
-    Predictions,
-    Rows,
-    Target,
-    average,
-    difference_row,
-    metric_functions,
-)
+from scaletot_jax.evaluation.catalogue import METRICS, Statistic, metric_functions
+from scaletot_jax.evaluation.comparison import difference_row
+from scaletot_jax.evaluation.predictions import Predictions, Rows, Target, average
+from scaletot_jax.evaluation.verdict import WITH, WITHOUT
 
 MIN_ROWS, MIN_GROUPS = 30, 10  # a smaller slice has no numbers
 TOO_FEW, NOT_APPLICABLE = "too few to tell", "not applicable"
 SIDES = ("seen", "unseen")
-_Slice = tuple[str, str]  # name of KNOWN, side
-_Measured = tuple[str, str]  # system, metric
+_SLICED = (
+    "spearman",
+    "auc",
+    "normalised_gini",
+    "rmse",
+    "rps",
+    "crps",
+)  # the other metrics need more rows than slices have
+Slice = tuple[str, str]  # name of the division, side
+Measured = tuple[str, str]  # system, metric
 KNOWN = {
     "teacher": "the coarse profile is that of a profile the teacher reasoned about",
     "head": "the coarse profile is that of a row the heads were trained on",
 }
+
+
+def sliced(kind: str) -> tuple[str, ...]:
+    """The metrics that slices show, for a kind of label."""
+    return tuple(name for name in METRICS[kind] if name in _SLICED)
 
 
 def seen_rows(keys: np.ndarray, known: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -84,7 +91,7 @@ def score_slices(
     labels, members = target.labels[rows.test], groups[rows.test]
     predictions = {name: average(systems[name]) for name in (WITHOUT, WITH)}
     out: dict[str, Any] = {}
-    judged: dict[_Slice, np.ndarray] = {}  # bool [T]
+    judged: dict[Slice, np.ndarray] = {}  # bool [T]
     for name, mask in seen.items():
         if mask.all() or not mask.any():
             which = "every" if mask.all() else "no"
@@ -92,14 +99,14 @@ def score_slices(
             continue
         out[name] = {}
         for side, inside in zip(SIDES, (mask, ~mask)):
-            why = _too_few(labels[inside], members[inside])
+            why = too_few(labels[inside], members[inside])
             size = {"rows": int(inside.sum()), "groups": len(np.unique(members[inside].astype(str)))}
             out[name][side] = {**size, **({"note": TOO_FEW, "why": why} if why else {})}
             if not why:
                 judged[name, side] = inside
-    points, samples = _measure(target, labels, predictions, members, judged, resamples=resamples, seed=seed)
+    points, samples = measure(target, labels, predictions, members, judged, resamples=resamples, seed=seed)
     for name, side in judged:
-        out[name][side] |= _numbers(points[name, side], samples[name, side], level)
+        out[name][side] |= numbers(points[name, side], samples[name, side], level)
     for name in seen:
         if all((name, side) in judged for side in SIDES):
             sides = [(points[name, side], samples[name, side]) for side in SIDES]
@@ -107,7 +114,7 @@ def score_slices(
     return out
 
 
-def _too_few(labels: np.ndarray, groups: np.ndarray) -> str:
+def too_few(labels: np.ndarray, groups: np.ndarray) -> str:
     """Why a slice has no numbers; empty where it has."""
     if len(labels) < MIN_ROWS:
         return f"fewer than {MIN_ROWS} rows"
@@ -116,27 +123,28 @@ def _too_few(labels: np.ndarray, groups: np.ndarray) -> str:
     return "" if np.ptp(labels) > 0 else "all labels are equal"
 
 
-def _measure(
+def measure(
     target: Target,
     labels: np.ndarray,
     predictions: Mapping[str, Predictions],
     groups: np.ndarray,
-    slices: Mapping[_Slice, np.ndarray],
+    slices: Mapping[Slice, np.ndarray],
     *,
     resamples: int,
     seed: int,
-) -> tuple[dict[_Slice, dict[_Measured, float]], dict[_Slice, dict[_Measured, np.ndarray]]]:
+    statistics: Callable[[Target, np.ndarray, Predictions], dict[str, Statistic]] | None = None,
+) -> tuple[dict[Slice, dict[Measured, float]], dict[Slice, dict[Measured, np.ndarray]]]:
     """Every metric of both systems in every slice: its value, and its bootstrap distribution [R]."""
-    functions = {
+    functions: dict[Slice, dict[Measured, Statistic]] = {
         key: {
             (system, metric): function
             for system, p in predictions.items()
-            for metric, function in metric_functions(target, labels[inside], _only(p, inside)).items()
+            for metric, function in (statistics or _shown)(target, labels[inside], p.at(inside)).items()
         }
         for key, inside in slices.items()
     }
     points = {key: {name: float(f(None)) for name, f in found.items()} for key, found in functions.items()}
-    blocks: dict[_Slice, dict[_Measured, list[np.ndarray]]] = {
+    blocks: dict[Slice, dict[Measured, list[np.ndarray]]] = {
         key: {name: [] for name in found} for key, found in functions.items()
     }
     for weights in resample_weights(groups, resamples, seed) if slices else ():
@@ -147,9 +155,7 @@ def _measure(
     return points, {key: {n: np.concatenate(b) for n, b in found.items()} for key, found in blocks.items()}
 
 
-def _numbers(
-    points: Mapping[_Measured, float], samples: Mapping[_Measured, np.ndarray], level: float
-) -> dict[str, Any]:
+def numbers(points: Mapping[Measured, float], samples: Mapping[Measured, np.ndarray], level: float) -> dict[str, Any]:
     """Intervals of both systems, and of their paired difference, as JSON."""
     systems: dict[str, dict[str, Any]] = {WITHOUT: {}, WITH: {}}
     for (system, metric), value in points.items():
@@ -162,7 +168,7 @@ def _numbers(
 
 
 def _contrast(
-    sides: Sequence[tuple[Mapping[_Measured, float], Mapping[_Measured, np.ndarray]]], level: float
+    sides: Sequence[tuple[Mapping[Measured, float], Mapping[Measured, np.ndarray]]], level: float
 ) -> dict[str, Any]:
     """By metric: (with minus without among the seen) minus (the same among the unseen), paired, as JSON."""
     out = {}
@@ -175,5 +181,6 @@ def _contrast(
     return out
 
 
-def _only(p: Predictions, inside: np.ndarray) -> Predictions:
-    return Predictions(p.mean[inside], p.positive[inside], None if p.distribution is None else p.distribution[inside])
+def _shown(target: Target, labels: np.ndarray, p: Predictions) -> dict[str, Statistic]:
+    found = metric_functions(target, labels, p)
+    return {name: found[name] for name in sliced(target.kind) if name in found}

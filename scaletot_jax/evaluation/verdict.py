@@ -1,22 +1,57 @@
 """The verdict in words, by a stated rule.
 
-1. The paired difference "with ẑ minus without", turned so that positive is better, decides the word: interval above zero
-   *helped*, below zero *hurt*, else *cannot be told at this size*.
-2. ẑ is a function of the profile: it adds no information, only what the language model knows about such profiles, and a
-   bigger network. So *helped* says nothing yet about reasoning: a gain may be attributed to the distilled states only
-   where ẑ also beats every placebo with a paired interval above zero.
+ẑ is a function of the profile: it adds no information, only what the language model knows about such profiles, and a bigger
+network. So a gain over the head without ẑ says nothing yet about reasoning. The rule, on one metric fixed beforehand:
+
+    helped    ẑ beats every rival of REQUIRED: the paired interval lies above zero and the p-value after Holm's correction
+              over these rivals is at most 1 − level
+    hurt      ẑ is worse than the head without it, by the same two conditions below zero
+    cannot be told at this size   all else: also where a required rival was not run. The minimal detectable difference says
+              what a comparison of this size would have found in 80 % of samples
+
+The rivals: the same head without ẑ; the same encoder trained on labels only; the placebos, that encoder trained on shuffled
+states and on random projections of the profile; and prompt ends, the language model's states without reasoning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from scaletot_jax.evaluation.bootstrap import Interval
+from scaletot_jax.evaluation.family import bootstrap_p, holm, minimal_detectable
 
 HELPED, HURT, UNDECIDED = "helped", "hurt", "cannot be told at this size"
-
+WITH, WITHOUT = "profile_z", "profile"
+REQUIRED = (WITHOUT, "encoder_labels", "encoder_shuffled", "encoder_random", "encoder_prompt_end")
 CAVEAT = "ẑ is a function of the profile and adds no information of its own; only placebos can attribute a gain to reasoning."
+RULE = {
+    HELPED: "ẑ beats every required rival: paired interval above zero, p-value after Holm's correction over them at most 1 − level",
+    HURT: "ẑ is worse than the head without it: interval below zero, p-value after Holm's correction at most 1 − level",
+    UNDECIDED: "all else, also where a required rival was not run",
+}
+RIVALS = {
+    WITHOUT: "the head without ẑ",
+    "encoder_labels": "the encoder trained on labels only",
+    "encoder_shuffled": "the encoder trained on shuffled states",
+    "encoder_random": "the encoder trained on random projections",
+    "encoder_prompt_end": "prompt ends, without reasoning",
+}
+
+
+class Gain(NamedTuple):
+    """ẑ against one rival on one metric, turned so that positive is better for ẑ."""
+
+    interval: Interval
+    p: float  # two-sided
+    detectable: float  # minimal detectable difference at the interval's level and 80 % power
+
+    @classmethod
+    def of(cls, interval: Interval, samples: np.ndarray, level: float) -> Gain:
+        """From the interval and the bootstrap distribution [R] of the difference (of either sign)."""
+        return cls(interval, bootstrap_p(samples), minimal_detectable(samples, level))
 
 
 def word(gain: Interval) -> str:
@@ -28,9 +63,44 @@ def word(gain: Interval) -> str:
     return UNDECIDED  # also where the metric, and so the interval, does not exist
 
 
+def decide(gains: Mapping[str, Gain], *, level: float, required: tuple[str, ...] = REQUIRED) -> dict[str, Any]:
+    """The rule of this module.
+
+    Args:
+      gains: rival → ẑ against it. Rivals that are not required are not looked at.
+      level: of the intervals; 1 − level is the error that Holm's correction keeps over the family.
+      required: the family, the head without ẑ first.
+
+    Returns:
+      word; beaten, tied and lost (required rivals, by word); not_run (required rivals without a gain); p_holm by rival.
+    """
+    family = {name: gains[name] for name in required if name in gains}
+    adjusted = holm({name: gain.p for name, gain in family.items()})
+
+    def said(name: str) -> str:
+        found = word(family[name].interval)
+        return found if adjusted[name] <= 1 - level else UNDECIDED  # NaN is never at most
+
+    words = {name: said(name) for name in family}
+    not_run = [name for name in required if name not in family]
+    without = required[0]
+    decided = UNDECIDED
+    if not not_run and all(found == HELPED for found in words.values()):
+        decided = HELPED
+    elif words.get(without) == HURT:
+        decided = HURT
+    return {
+        "word": decided,
+        "beaten": [name for name, found in words.items() if found == HELPED],
+        "tied": [name for name, found in words.items() if found == UNDECIDED],
+        "lost": [name for name, found in words.items() if found == HURT],
+        "not_run": not_run,
+        "p_holm": adjusted,
+    }
+
+
 def verdict(
-    gain: Interval,
-    over_placebos: Mapping[str, Interval],
+    gains: Mapping[str, Gain],
     *,
     target: str,
     metric: str,
@@ -38,54 +108,85 @@ def verdict(
     rows: int,
     groups: int,
     level: float,
+    seeds: int = 1,
+    required: tuple[str, ...] = REQUIRED,
 ) -> dict[str, Any]:
     """Words for one comparison.
 
     Args:
-      gain: metric with ẑ minus without, positive is better, paired.
-      over_placebos: name -> metric with ẑ minus with that placebo in its place, same sign, paired.
+      gains: rival → ẑ against it on ``metric``; must hold the head without ẑ.
       target, metric, features: what was compared, for the text.
       rows, groups: size of the test set.
       level: of the intervals.
+      seeds: heads a system, whose predictions were averaged.
+      required: see :func:`decide`.
 
     Returns:
-      word, attributable (bool; True only where ẑ beats every placebo), gain, over_placebos, sentence (the finding),
-      caveat (what no figure here can show), and target, metric, features, rows, groups, level.
+      what :func:`decide` says; attributable (the same as *helped*); gain (over the head without ẑ) and over_placebos (over the other
+      required rivals), each {estimate, low, high}; comparisons: required rival → {estimate, low, high, p, p_holm,
+      minimal_detectable, word}; minimal_detectable, of the gain; sentence (the finding), caveat (what no figure can show);
+      and target, metric, features, rows, groups, level, seeds.
     """
-    decided = word(gain)
-    beaten = bool(over_placebos) and all(word(interval) == HELPED for interval in over_placebos.values())
-    attributable = decided == HELPED and beaten
+    found = decide(gains, level=level, required=required)
+    adjusted = found.pop("p_holm")
+    first = gains[required[0]]
+    comparisons = {
+        name: {
+            **gains[name].interval.to_dict(),
+            "p": _finite(gains[name].p),
+            "p_holm": _finite(adjusted[name]),
+            "minimal_detectable": _finite(gains[name].detectable),
+            "word": HELPED if name in found["beaten"] else HURT if name in found["lost"] else UNDECIDED,
+        }
+        for name in required
+        if name in gains
+    }
     subject = {
         HELPED: "Adding ẑ, the distilled reasoning states, helped",
         HURT: "Adding ẑ, the distilled reasoning states, hurt",
         UNDECIDED: "Whether adding ẑ, the distilled reasoning states, helps cannot be told at this size",
-    }[decided]
+    }[found["word"]]
     sentence = (
-        f"{subject}: {target}, {metric} with ẑ minus without = {_number(gain, level)} "
+        f"{subject}: {target}, {metric} with ẑ minus without = {_number(first.interval, level)} "
         f"(positive is better; {features} features; {rows} test rows of {groups} groups)."
     )
-    if decided == HELPED and not over_placebos:
-        sentence += " No placebo was run, so the gain is not attributed to reasoning."
-    elif decided == HELPED and attributable:
-        names = " and ".join(f"{name} ({_number(interval, level)})" for name, interval in over_placebos.items())
-        sentence += f" It also beats {names}."
-    elif decided == HELPED:
-        equal = {name: interval for name, interval in over_placebos.items() if word(interval) != HELPED}
-        names = " and ".join(f"{name} (ẑ minus placebo {_number(interval, level)})" for name, interval in equal.items())
-        sentence += (
-            f" But a placebo does as well, as far as can be told: {names}; the gain is not attributed to reasoning."
-        )
-    size = {"target": target, "metric": metric, "features": features, "rows": rows, "groups": groups, "level": level}
-    found = {name: interval.to_dict() for name, interval in over_placebos.items()}
     return {
-        "word": decided,
-        "attributable": attributable,
-        "gain": gain.to_dict(),
-        "over_placebos": found,
-        "sentence": sentence,
+        **found,
+        "attributable": found["word"] == HELPED,
+        "gain": first.interval.to_dict(),
+        "over_placebos": {name: gains[name].interval.to_dict() for name in required[1:] if name in gains},
+        "comparisons": comparisons,
+        "minimal_detectable": _finite(first.detectable),
+        "sentence": sentence + _because(found, gains, required, level),
         "caveat": CAVEAT,
-        **size,
-    }
+        "target": target, "metric": metric, "features": features, "rows": rows, "groups": groups, "level": level, "seeds": seeds,
+    }  # fmt: skip
+
+
+def _because(found: Mapping[str, Any], gains: Mapping[str, Gain], required: tuple[str, ...], level: float) -> str:
+    """What the rule found of the other rivals, and what could have been found."""
+    text = ""
+    if found["word"] == HELPED:
+        others = " and ".join(f"{_name(name)} ({_number(gains[name].interval, level)})" for name in required[1:])
+        return f" It also beats {others}; p-values after Holm's correction." if others else ""
+    if required[0] in found["beaten"]:
+        left = [name for name in required[1:] if name in found["tied"] or name in found["lost"]]
+        if left:
+            names = " and ".join(f"{_name(name)} (ẑ minus it {_number(gains[name].interval, level)})" for name in left)
+            text += f" ẑ beats the head without it, but not for sure {names}: the gain is not attributed to reasoning."
+        if found["not_run"]:
+            text += f" Not run, so that no gain can be attributed: {', '.join(map(_name, found['not_run']))}."
+    if found["word"] == UNDECIDED and np.isfinite(gains[required[0]].detectable):
+        text += f" A true difference of {gains[required[0]].detectable:.4f} would have been found in 80 % of samples of this size."
+    return text
+
+
+def _name(rival: str) -> str:
+    return RIVALS.get(rival, rival)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _number(interval: Interval, level: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 Kind = Literal["enum", "ordered", "number", "date", "boolean", "multi", "text"]
 REDACTED = "[redacted]"  # the value that marks a withheld answer in a string column
@@ -38,13 +38,46 @@ class ValueLabel(Strict):
     unit: str = ""
 
 
+class BinaryLabel(Strict):
+    """An outcome of the same days, 0 or 1: a conversion, a default."""
+
+    column: str
+
+
 class Labels(Strict):
+    """What is predicted.
+
+    Attributes:
+      days: the main label, which the teacher is asked for and OSIPO is rewarded by.
+      value: a second label of the heads.
+      horizons: further days labels of the heads over shorter horizons; a row's count is at most its main one.
+      binary: further outcomes of the heads.
+    """
+
     days: DaysLabel
     value: ValueLabel | None = None
+    horizons: tuple[DaysLabel, ...] = ()
+    binary: tuple[BinaryLabel, ...] = ()
+
+    @field_validator("horizons", "binary", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("horizons")
+    @classmethod
+    def _nested(cls, horizons: tuple[DaysLabel, ...], info: ValidationInfo) -> tuple[DaysLabel, ...]:
+        main = info.data.get("days")
+        days = [label.horizon for label in horizons]
+        if main is not None and (len(set(days)) < len(days) or any(horizon >= main.horizon for horizon in days)):
+            raise ValueError(f"further horizons differ and are shorter than the main one of {main.horizon} days")
+        return horizons
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.days.column,) + ((self.value.column,) if self.value else ())
+        value = (self.value.column,) if self.value else ()
+        horizons, binary = (label.column for label in self.horizons), (label.column for label in self.binary)
+        return (self.days.column, *value, *horizons, *binary)
 
 
 class LowActivity(Strict):

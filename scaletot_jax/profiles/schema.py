@@ -69,7 +69,7 @@ class Schema(Strict):
         seen: dict[str, str] = {}
         labels = {_same(column): column for column in self.labels.columns}
         if len(labels) != len(self.labels.columns):
-            raise ValueError("the two labels are one column")
+            raise ValueError("two labels are one column")
         keys = {_same(c): c for c in (self.id, self.snapshot, self.group and self.group.column) if c}
         for field in self.fields:
             for name in {field.name, field.source}:

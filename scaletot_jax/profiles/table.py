@@ -136,22 +136,7 @@ def _check_unique(checked: dict[str, pa.Array], schema: Schema, faults: Faults) 
 
 def _labels(table: pa.Table, schema: Schema, faults: Faults, where: str) -> dict[str, pa.Array]:
     labels = schema.labels
-    name, horizon = labels.days.column, labels.days.horizon
-    days = columns.as_number(columns.array(table, name), name, where)
-    finite = columns.finite_mask(days, name, faults)
-    faults.add(columns.mask(pc.is_null(days)), name, days, "the label is missing")
-    faults.add(
-        finite & columns.mask(pc.or_(pc.less(days, 0), pc.greater(days, horizon))),
-        name,
-        days,
-        f"label outside 0..{horizon}",
-    )
-    if pa.types.is_floating(days.type):
-        fraction = finite & columns.mask(pc.not_equal(days, pc.round(days)))
-        faults.add(fraction, name, days, "the label is a count of days, an integer")
-        days = pc.fill_null(pc.if_else(pc.is_finite(days), days, 0.0), 0.0)
-        days = pc.round(days).cast(pa.int64(), safe=False)
-    out = {name: days}
+    out = {labels.days.column: _count(table, labels.days.column, labels.days.horizon, faults, where)}
     if labels.value is not None:
         name = labels.value.column
         value = columns.as_number(columns.array(table, name), name, where)
@@ -159,7 +144,34 @@ def _labels(table: pa.Table, schema: Schema, faults: Faults, where: str) -> dict
         faults.add(columns.mask(pc.is_null(value)), name, value, "the label is missing")
         faults.add(finite & columns.mask(pc.less(value, 0)), name, value, "label below 0")
         out[name] = value
+    for label in labels.horizons:
+        days = _count(table, label.column, label.horizon, faults, where)
+        more = columns.mask(pc.fill_null(pc.greater(days, out[labels.days.column]), False))
+        faults.add(more, label.column, days, f"more than {labels.days.column}, whose days include these")
+        out[label.column] = days
+    for outcome in labels.binary:
+        out[outcome.column] = _count(table, outcome.column, 1, faults, where)
     return out
+
+
+def _count(table: pa.Table, name: str, most: int, faults: Faults, where: str) -> pa.Array:
+    """A label column that counts 0..most, int64."""
+    column = columns.array(table, name)
+    if pa.types.is_boolean(column.type) and most == 1:
+        column = column.cast(pa.int64())
+    days = columns.as_number(column, name, where)
+    finite = columns.finite_mask(days, name, faults)
+    faults.add(columns.mask(pc.is_null(days)), name, days, "the label is missing")
+    outside = finite & columns.mask(pc.or_(pc.less(days, 0), pc.greater(days, most)))
+    faults.add(outside, name, days, f"label outside 0..{most}")
+    if pa.types.is_floating(days.type):
+        fraction = finite & columns.mask(pc.not_equal(days, pc.round(days)))
+        faults.add(
+            fraction, name, days, "the label is a count of days, an integer" if most > 1 else "the label is 0 or 1"
+        )
+        days = pc.fill_null(pc.if_else(pc.is_finite(days), days, 0.0), 0.0)
+        days = pc.round(days).cast(pa.int64(), safe=False)
+    return days
 
 
 def _check_copies(table: pa.Table, schema: Schema, where: str) -> None:

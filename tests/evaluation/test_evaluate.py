@@ -14,7 +14,9 @@ from scaletot_jax.encoder.score import read_embeddings, score
 from scaletot_jax.errors import DataError, StaleRunError
 from scaletot_jax.evaluation import evaluate as stage_module
 from scaletot_jax.evaluation import slices
-from scaletot_jax.evaluation.comparison import METRICS, PLACEBOS, WITH, WITHOUT
+from scaletot_jax.evaluation.baselines.registry import SYSTEMS
+from scaletot_jax.evaluation.comparison import METRICS, WITH, WITHOUT
+from scaletot_jax.evaluation.feature_sets import feature_sets
 from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED
 from scaletot_jax.population import export as export_module
 from scaletot_jax.population.export import export_model
@@ -24,7 +26,10 @@ from scaletot_jax.profiles.prepare import open_population
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch, open_run(tmp_path_factory.mktemp("evaluate")) as run:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        open_run(tmp_path_factory.mktemp("evaluate"), evaluate__sentence_rows=0) as run,
+    ):
         MadeUpStudent(run).install(patch)
         distill(run)
         score(run)
@@ -40,9 +45,18 @@ def test_report_is_complete(evaluated):
     for target in report["targets"].values():
         assert list(target["features"]) == ["static", "static+early"]
         for found in target["features"].values():
-            assert set(found["systems"]) == {"constant", "ridge", WITHOUT, WITH, *PLACEBOS}
+            assert set(found["systems"]) | set(found["absent"]) == {*SYSTEMS} - {"encoder_pooled"}
+            assert not set(found["systems"]) & set(found["absent"])
+            assert {"encoder_labels", "boosted_tweedie", "neighbours", "chain_groups"} <= set(found["systems"])
+            assert found["absent"]["sentence_ridge"]["why"] and found["absent"]["encoder_random"]["note"] == "not run"
             assert set(found["systems"][WITH]) == {*METRICS[target["kind"]], "by_seed"}
-            assert set(found["differences"]) == {f"{WITH} - {other}" for other in (WITHOUT, *PLACEBOS)}
+            assert set(found["differences"]) == {f"{WITH} - {other}" for other in found["systems"] if other != WITH}
+            required = found["differences"][f"{WITH} - {WITHOUT}"]["spearman"]
+            assert required["p_holm"] >= required["p"] and found["verdict"]["not_run"] == [
+                "encoder_shuffled",
+                "encoder_random",
+                "encoder_prompt_end",
+            ]
             assert found["verdict"]["word"] in (HELPED, HURT, UNDECIDED)
     assert report["verdict"] == report["targets"]["lt30"]["features"]["static+early"]["verdict"]
     assert report["audit"]["overlap"] == 0 and report["audit"]["trained_groups"] > 100
@@ -85,12 +99,12 @@ def test_early_behaviour_does_not_reach_the_static_comparison(evaluated):
 def test_static_embeddings_ignore_early_columns(evaluated):
     run, *_ = evaluated
     population = open_population(run)
-    sets = stage_module._feature_sets(run, population, 0)
+    sets = feature_sets(run, population, 0)
     changed = population.table.set_column(
         population.table.column_names.index("visits_30"), "visits_30",
         pa.chunked_array([pa.array(np.full(population.table.num_rows, 9), population.table.schema.field("visits_30").type)]),
     )  # fmt: skip
-    other = stage_module._feature_sets(run, population._replace(table=changed), 0)
+    other = feature_sets(run, population._replace(table=changed), 0)
     np.testing.assert_array_equal(other["static"].z, sets["static"].z)
     np.testing.assert_array_equal(other["static"].dense, sets["static"].dense)
     np.testing.assert_array_equal(other["static"].coarse, sets["static"].coarse)

@@ -8,8 +8,9 @@ from scipy import stats
 
 from scaletot_jax.evaluation import slices
 from scaletot_jax.evaluation.bootstrap import resample_weights
-from scaletot_jax.evaluation.comparison import METRICS, WITH, WITHOUT, Predictions, Rows, Target, metric_functions
-from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED
+from scaletot_jax.evaluation.catalogue import METRICS, metric_functions
+from scaletot_jax.evaluation.predictions import LEVELS, Predictions, Rows, Target, thresholds
+from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED, WITH, WITHOUT
 
 HEAD, TEST, HORIZON = 100, 600, 30
 ROWS = Rows(np.arange(HEAD), np.arange(0), np.arange(HEAD, HEAD + TEST))
@@ -28,7 +29,7 @@ def world(kind="days", seed=0):
 
 
 def forecast(target, mean):
-    """Predictions with that expectation: for days, the neighbouring days share the mass."""
+    """Predictions with that expectation: for days, the neighbouring days share the mass; a value is certain."""
     mean = np.clip(mean, 0, target.labels.max())
     distribution = None
     if target.kind == "days":
@@ -37,7 +38,8 @@ def forecast(target, mean):
         distribution[np.arange(len(mean)), low] = 1 - (mean - low)
         distribution[np.arange(len(mean)), low + 1] = mean - low
         distribution = distribution[:, : HORIZON + 1] / distribution[:, : HORIZON + 1].sum(1, keepdims=True)
-    return [Predictions(mean, mean, distribution)]
+    quantiles = np.tile(mean[:, None], len(LEVELS)) if target.kind == "value" else None
+    return [Predictions(mean, np.minimum(mean / HORIZON, 1), distribution, quantiles)]
 
 
 def judge(target, with_z, without, seen, *, groups=GROUPS, resamples=200):
@@ -56,7 +58,7 @@ def test_a_gain_on_seen_profiles_is_found_there_and_nowhere_else(kind):
     found = judge(target, nearer(target, mean, SEEN), mean, {"head": SEEN})["head"]
     assert (found["seen"]["rows"], found["unseen"]["rows"]) == (SEEN.sum(), (~SEEN).sum())
     assert found["seen"]["groups"] == len({g for g, s in zip(GROUPS[ROWS.test], SEEN) if s})
-    for metric in METRICS[kind]:
+    for metric in slices.sliced(kind):
         assert found["seen"]["difference"][metric]["word"] == HELPED, metric
         nothing = {"estimate": 0.0, "low": 0.0, "high": 0.0, "word": UNDECIDED}
         assert found["unseen"]["difference"][metric] == nothing
@@ -111,7 +113,7 @@ def test_a_small_slice_is_too_few_to_tell(rows, of_one_group, why):
         assert found["seen"] == {"rows": rows, "groups": -(-rows // of_one_group), "note": slices.TOO_FEW, "why": f"fewer than {why}"}  # fmt: skip
         assert "seen_minus_unseen" not in found
     else:
-        assert "note" not in found["seen"] and set(found["seen_minus_unseen"]) == set(METRICS["days"])
+        assert "note" not in found["seen"] and set(found["seen_minus_unseen"]) == set(slices.sliced("days"))
     assert "systems" in found["unseen"]
 
 
@@ -136,7 +138,8 @@ def test_a_resample_that_draws_nobody_of_a_slice_has_no_value(kind):
     """NaN and no warning, so that the interval is that of the other resamples."""
     target, mean = world(kind)
     weights = np.stack([np.zeros(TEST), np.ones(TEST)])
-    functions = metric_functions(target, target.labels[ROWS.test], forecast(target, mean)[0])
+    edges = thresholds(target, ROWS)
+    functions = metric_functions(target, target.labels[ROWS.test], forecast(target, mean)[0], edges)
     assert set(functions) == set(METRICS[kind])
     for function in functions.values():
         none, everyone = function(weights)

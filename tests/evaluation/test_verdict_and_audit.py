@@ -6,14 +6,33 @@ import pytest
 from scaletot_jax.errors import DataError
 from scaletot_jax.evaluation.bootstrap import Interval
 from scaletot_jax.evaluation.split_audit import audit_splits, audit_time, audit_training
-from scaletot_jax.evaluation.verdict import CAVEAT, HELPED, HURT, UNDECIDED, verdict, word
+from scaletot_jax.evaluation.verdict import (
+    CAVEAT,
+    HELPED,
+    HURT,
+    REQUIRED,
+    UNDECIDED,
+    WITHOUT,
+    Gain,
+    decide,
+    verdict,
+    word,
+)
 
 ABOVE, BELOW, ACROSS = Interval(0.02, 0.01, 0.03), Interval(-0.02, -0.03, -0.01), Interval(0.01, -0.01, 0.03)
 NONE = Interval(float("nan"), float("nan"), float("nan"))
+P = {ABOVE: 0.004, BELOW: 0.004, ACROSS: 0.3, NONE: float("nan")}
+RIVALS = REQUIRED[1:]
 
 
-def say(gain, **placebos):
-    return verdict(gain, placebos, target="lt30", metric="spearman", features="static", rows=10, groups=8, level=0.95)
+def gains(without, **others):
+    intervals = {WITHOUT: without, **dict.fromkeys(RIVALS, ABOVE), **others}
+    return {name: Gain(interval, P[interval], 0.014) for name, interval in intervals.items() if interval is not None}
+
+
+def say(without, **others):
+    made = gains(without, **others)
+    return verdict(made, target="lt30", metric="spearman", features="static", rows=10, groups=8, level=0.95, seeds=5)
 
 
 def test_words():
@@ -21,23 +40,32 @@ def test_words():
     assert word(Interval(0.0, 0.0, 0.0)) == UNDECIDED
 
 
-def test_a_gain_is_attributed_only_over_every_placebo():
-    both = say(ABOVE, shuffled=ABOVE, untrained=ABOVE)
-    assert both["attributable"] and "also beats" in both["sentence"]
-    one = say(ABOVE, shuffled=ABOVE, untrained=ACROSS)
-    assert one["word"] == HELPED and not one["attributable"]
-    assert (
-        "placebo does as well" in one["sentence"]
-        and "untrained" in one["sentence"]
-        and "shuffled" not in one["sentence"]
-    )
-    assert not say(ABOVE)["attributable"] and "No placebo" in say(ABOVE)["sentence"]
+def test_it_helped_only_where_every_required_rival_is_beaten():
+    every = say(ABOVE)
+    assert every["word"] == HELPED and every["attributable"] and "also beats" in every["sentence"]
+    for rival in RIVALS:
+        for worse in (ACROSS, BELOW, NONE):
+            one = say(ABOVE, **{rival: worse})
+            assert one["word"] == UNDECIDED and not one["attributable"] and "not attributed" in one["sentence"]
+            assert rival not in one["beaten"] and one["comparisons"][rival]["word"] != HELPED
+        absent = say(ABOVE, **{rival: None})
+        assert absent["word"] == UNDECIDED and absent["not_run"] == [rival] and "Not run" in absent["sentence"]
 
 
-@pytest.mark.parametrize("gain", [BELOW, ACROSS, NONE])
-def test_no_gain_is_never_attributed(gain):
-    result = say(gain, shuffled=ABOVE)
-    assert not result["attributable"] and result["word"] != HELPED
+@pytest.mark.parametrize(("without", "word_"), [(BELOW, HURT), (ACROSS, UNDECIDED), (NONE, UNDECIDED)])
+def test_a_verdict_of_hurt_is_against_the_head_without_it_alone(without, word_):
+    assert say(without)["word"] == word_ and not say(without)["attributable"]
+    assert say(without, **dict.fromkeys(RIVALS, BELOW))["word"] == word_
+    assert say(ABOVE, **dict.fromkeys(RIVALS, BELOW))["word"] == UNDECIDED
+
+
+def test_an_interval_above_zero_that_does_not_stand_holms_correction_is_no_gain():
+    made = gains(ABOVE)
+    made[RIVALS[0]] = made[RIVALS[0]]._replace(p=0.04)
+    assert decide(made, level=0.95)["word"] == HELPED  # the largest p of a family is not multiplied
+    made[RIVALS[1]] = made[RIVALS[1]]._replace(p=0.04)
+    found = decide(made, level=0.95)
+    assert found["word"] == UNDECIDED and found["tied"] == list(RIVALS[:2]) and found["p_holm"][RIVALS[0]] == 0.08
 
 
 @pytest.mark.parametrize("gain", [ABOVE, BELOW, ACROSS, NONE])
@@ -47,6 +75,8 @@ def test_text_has_interval_size_and_caveat(gain):
     assert "10 test rows of 8 groups" in text and result["caveat"] == CAVEAT and "nan" not in text
     if gain is not NONE:
         assert f"[{gain.low:+.4f}, {gain.high:+.4f}] at 95 %" in text
+    if gain is ACROSS:
+        assert "difference of 0.0140 would have been found" in text and result["minimal_detectable"] == 0.014
 
 
 GROUPS = ["a", "a", "b", "c", "d", "e", "e"]

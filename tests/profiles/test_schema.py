@@ -130,3 +130,13 @@ def test_unknown_field_and_unknown_choice():
         schema().field("colour")
     with pytest.raises(ConfigError, match="static"):
         schema().profile_fields("early")
+
+
+def test_further_horizons_and_outcomes_are_labels_and_horizons_nest():
+    made = copy.deepcopy(load_schema("synthetic").to_dict())
+    made["labels"] |= {"horizons": [{"column": "lt7", "horizon": 7}], "binary": [{"column": "paid"}]}
+    assert Schema.from_dict(made).labels.columns == ("lt30", "ltv30", "lt7", "paid")
+    made["labels"]["horizons"].append({"column": "lt60", "horizon": 60})
+    refused(made, "labels.horizons", "shorter than the main one of 30 days")
+    made["labels"]["horizons"] = [{"column": "paid", "horizon": 7}]
+    refused(made, "two labels are one column")

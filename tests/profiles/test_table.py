@@ -200,3 +200,18 @@ def test_a_bad_number_is_found_in_any_row(row, value):
 def test_the_example_schema_matches_the_example_table():
     assert {field["name"] for field in SCHEMA["fields"]} <= set(columns())
     assert validate(table(), schema()).num_rows == 6
+
+
+def test_further_horizons_nest_and_outcomes_are_zero_or_one():
+    labels = {**SCHEMA["labels"], "horizons": [{"column": "lt7", "horizon": 7}], "binary": [{"column": "paid"}]}
+    wide = schema(labels=labels)
+    good = table(lt7=[0, 1, 1, 2, 0, 5], paid=[True, False, True, True, False, False])
+    checked = validate(good, wide)
+    assert checked["lt7"].to_pylist() == [0, 1, 1, 2, 0, 5] and checked["paid"].to_pylist() == [1, 0, 1, 1, 0, 0]
+    for changes, reason in (
+        ({"lt7": [1, 1, 1, 2, 0, 5]}, "more than lt30, whose days include these"),
+        ({"lt7": [0, 1, 1, 8, 0, 5]}, "label outside 0..7"),
+        ({"paid": [0, 1, 2, 0, 0, 0]}, "label outside 0..1"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            validate(table(**{"lt7": [0, 1, 1, 2, 0, 5], "paid": [0] * 6, **changes}), wide)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from scaletot_jax.config import default_config
 from scaletot_jax.evaluation.bootstrap import Interval
+from scaletot_jax.evaluation.verdict import Gain
 from scaletot_jax.evaluation.verdict import verdict as evaluated_verdict
 from scaletot_jax.files import write_json, write_table
 from scaletot_jax.run import STAGES, Run, Stage
@@ -371,7 +372,8 @@ def _comparison(rng: np.random.Generator, kind: str, word: str, features: str) -
         "groups": 371,
         "level": 0.95,
     }
-    verdict = evaluated_verdict(Interval(*gain), placebos, **size)
+    gains = {other: Gain(interval, 0.004, 0.02) for other, interval in {"profile": Interval(*gain), **placebos}.items()}
+    verdict = evaluated_verdict(gains, required=tuple(gains), **size)
     return {"systems": systems, "differences": differences, "slices": _slices(systems, features), "verdict": verdict}
 
 
