@@ -1,9 +1,10 @@
 """The plan for a billion users: hours, money and storage, and beside it what a language model for everyone would take.
 
     python benchmarks/billion.py [--users 1000000000] [--usd-per-hour 0.1] [--rows 4000000] [--quick]
-        [--sampler sampler.json | --tokens-per-s N] [--tokens-per-user 960] [--tpu-usd-per-hour 9.6]
+        [--rates population.json] [--sampler sampler.json | --tokens-per-s N] [--tokens-per-user 960] [--tpu-usd-per-hour 9.6]
 
-Measured here, in this run: rows a second of ``scaletot score`` end to end in both forms, bytes a row read and written. The
+Measured here, in this run: rows a second of ``scaletot score`` end to end in both forms, bytes a row read and written; with
+``--rates`` the rates are those of an earlier run of benchmarks/population.py on this machine, and only the bytes are new. The
 language model's rate is that of benchmarks/sampler.py on this machine: its JSON line, a number, or a quick run of it now.
 The row of a v5e-8 is not measured: it is what the TPU compiler estimates for the compiled call, taken eight times, and says
 so; reading and writing there are not counted.
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--tokens-per-user", type=float, default=960, help="of the language model; the sampler's workload"
     )
+    parser.add_argument("--rates", default="", help="a file whose last line is that of benchmarks/population.py")
     parser.add_argument("--sampler", default="", help="a file whose last line is that of benchmarks/sampler.py")
     parser.add_argument("--tokens-per-s", type=float, default=0)
     parser.add_argument("--no-tpu", action="store_true", help="leave the TPU compiler alone")
@@ -130,6 +132,12 @@ def main() -> None:
         measured = measure(work, rows, options.profiles)
         chip, said = (None, "not asked") if options.no_tpu else tpu_estimate(work)
     tokens, source = sampler_rate(options)
+    rates_source = f"{rows:,} rows, in this run"
+    if options.rates:
+        record = json.loads(Path(options.rates).read_text().strip().splitlines()[-1])
+        for form, name in (("rows", "ours"), ("distinct", "ours_dedup")):
+            measured[form]["rows_per_s"] = float(record[name])
+        rates_source = f"{options.rates}, {record['rows']:,} rows, {record['machine']}"
     plan = {}
     for form, found in measured.items():
         hours = options.users / found["rows_per_s"] / 3600
@@ -156,7 +164,7 @@ def main() -> None:
             "usd": round(hours * options.usd_per_hour),
         }
         ratio = round(measured["rows"]["rows_per_s"] * options.tokens_per_user / tokens)
-    print(f"{options.users:,.0f} users, {machine()}; measured on {rows:,} rows")
+    print(f"{options.users:,.0f} users, {machine()}; rates: {rates_source}")
     for name, found in plan.items():
         print(f"  {name:56}" + "  ".join(f"{key} {value:,}" for key, value in found.items()))
     print(f"v5e: {said}\nlanguage model: {source}, {options.tokens_per_user:.0f} tokens a user")
@@ -164,7 +172,7 @@ def main() -> None:
         print(f"the population pass serves {ratio:,} users in the time a language model takes for one")
     record = {
         "benchmark": "billion", "ours": plan["here, rows"]["hours"], "unit": "hours", "plan": plan, "measured": measured,
-        "measured_rows": rows, "llm_ratio": ratio, "llm_source": source, "tpu": said, "machine": machine(),
+        "measured_rows": rows, "rates": rates_source, "llm_ratio": ratio, "llm_source": source, "tpu": said, "machine": machine(),
         "versions": versions("jax"),
     }  # fmt: skip
     print(json.dumps(record))

@@ -2,7 +2,8 @@
 
     python benchmarks/population.py                  10 M users, 12 fields, 64-dim float16, two labels with quantiles
     python benchmarks/population.py --quick          200,000 users
-    python benchmarks/population.py --memory 1000000 100000000     peak memory and rate of two sizes, in processes of their own
+    python benchmarks/population.py --memory 1000000 100000000     peak memory and rate by size, in the order given, each in a
+                                                     process of its own
     python benchmarks/population.py --ray            one process against Ray on this machine, shards of a tenth of the table
 
 Two tables: profiles of each user's own, and profiles drawn from a catalogue (``--profiles``) for the form ``distinct``; its
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -41,12 +41,19 @@ _FILE_ROWS = 1 << 20
 HIDDEN = ["lt30", "ltv30", "activity", "state", "best_lt30", "best_p_lt30", "best_ltv30"]
 
 
-def write_population(folder: Path, rows: int, profiles: int) -> Path:
-    """A table of ``rows`` users in files of a million rows; kept from an earlier run where it is whole."""
+def write_population(folder: Path, rows: int, profiles: int, *, files: int = 0) -> Path:
+    """A table of ``rows`` users in files of a million rows; kept from an earlier run where it is whole.
+
+    ``files``: where above 0, every whole file beyond so many is one of the first again, a hard link: nothing in the pass
+    remembers a user, and a hundred million take as long to make as ten.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for number, first in enumerate(range(0, rows, _FILE_ROWS)):
         file, size = folder / f"users-{number:05d}.parquet", min(_FILE_ROWS, rows - first)
         if file.exists() and pq.ParquetFile(file).metadata.num_rows == size:
+            continue
+        if files and number >= files and size == _FILE_ROWS:
+            file.hardlink_to(folder / f"users-{number % files:05d}.parquet")
             continue
         made = build_shard(number, size, first=first, profiles=profiles).drop_columns(HIDDEN)
         pq.write_table(made, folder / "unfinished")
@@ -110,26 +117,41 @@ def check_same(model, peer, users: Path, work: Path) -> float:
     return worst
 
 
-def measure_memory(rows: list[int], work: Path, model: Path) -> dict[str, dict[str, float]]:
-    """Rows a second and peak MiB of the row form at each size, in a process of its own."""
-    out = {}
+def measure_memory(rows: list[int], work: Path, model: Path) -> list[dict[str, float]]:
+    """Rate and peak memory of the row form at each size in the order given, each in a process of its own."""
+    out = []
     for size in rows:
-        users = write_population(work / f"users_{size}", size, 0)
+        users = write_population(work / f"users_{size}", size, 0, files=8)
         program = [sys.executable, __file__, "--child", str(model), str(users), str(work / f"memory_{size}")]
         done = subprocess.run(program, capture_output=True, text=True, check=True)
-        out[str(size)] = json.loads(done.stdout.splitlines()[-1])
+        out.append(json.loads(done.stdout.splitlines()[-1]))
         shutil.rmtree(work / f"memory_{size}")
-        print(f"{size:,} rows: {out[str(size)]}", flush=True)
+        print(f"{size:,} rows: {out[-1]}", flush=True)
     return out
 
 
 def child(model: str, users: str, out: str) -> None:
-    start = time.perf_counter()
+    """One pass: rows a second, processor time a row (which other work on the machine hardly changes), peak memory."""
+    start, before = time.perf_counter(), time.process_time()
     score_table(model, users, out, Options())
-    seconds = time.perf_counter() - start
+    seconds, busy = time.perf_counter() - start, time.process_time() - before
     rows = json.loads((Path(out) / "manifest.json").read_text())["rows"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"rows_per_s": rows / seconds, "peak_mib": peak}))
+    print(
+        json.dumps(
+            {
+                "rows": rows,
+                "rows_per_s": round(rows / seconds),
+                "cpu_us_a_row": round(busy / rows * 1e6, 3),
+                "peak_mib": round(peak_mib(), 1),
+            }
+        )
+    )
+
+
+def peak_mib() -> float:
+    """Highest resident memory of this program; unlike getrusage's figure it does not begin with the parent's."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
@@ -138,8 +160,12 @@ def main() -> None:
     parser.add_argument("--profiles", type=int, default=20_000, help="catalogue of the repeating population")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="200,000 rows, one round")
-    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--ray", action="store_true", help="also on a Ray cluster of this machine alone")
+    parser.add_argument("--sides", nargs="+", default=[], metavar="NAME", help="only these (default: all)")
     parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="ROWS")
+    parser.add_argument(
+        "--width", type=int, default=256, help="of the network; 16 leaves reading and writing almost alone"
+    )
     parser.add_argument("--work", default="", help="where tables and results go (default: a temporary folder)")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -155,13 +181,18 @@ def run(options: argparse.Namespace, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     schema = load_schema("population")
     sample = validate(build_shard(1 << 30, 50_000), schema)
-    model = write_untrained_model(work / "model", sample, schema)
+    heads = {"seeds": max(1, 5 * options.width // 256), "head_width": options.width // 4}
+    model = write_untrained_model(work / "model", sample, schema, width=options.width, **heads)
     if options.memory:
         found = measure_memory(options.memory, work, model.directory)
-        print(json.dumps({"benchmark": "population_memory", "sizes": found}))
+        print(json.dumps({"benchmark": "population_memory", "width": options.width, "sizes": found}))
         return
     users = write_population(work / f"own_{options.rows}", options.rows, 0)
-    repeating = write_population(work / f"repeating_{options.rows}", options.rows, options.profiles)
+    repeats = not options.sides or any(name.endswith("_dedup") for name in options.sides)
+    sides = options.sides and {"ours", *options.sides, *(["ours_dedup"] if repeats else [])}
+    repeating = (
+        write_population(work / f"repeating_{options.rows}", options.rows, options.profiles) if repeats else users
+    )
     count = [0]
 
     def ours(folder: Path, form: str, **more):
@@ -203,19 +234,25 @@ def run(options: argparse.Namespace, work: Path) -> None:
         jobs["pandas_torch_bf16"] = theirs(Peer(model, bf16=True), users, "pandas_torch_bf16")
     if options.ray:
         jobs["ray"] = ours(users, "rows", shard_rows=max(1, options.rows // 10))
+    jobs = {name: job for name, job in jobs.items() if not sides or name in sides}
     rates = in_turn(jobs, options.rounds)
     alone = parts_alone(model.directory, users, work)
     table(rates, "rows/s")
     total = sum(alone.values())
-    distinct = share_distinct(model, repeating)
+    distinct = share_distinct(model, repeating) if repeats else None
     one = float(np.median(rates["ours"]))
     print(f"\nparts alone, µs a row: { {name: round(value * 1e6, 2) for name, value in alone.items()} }")
     print(f"one process: {one * 1e6:.2f} µs a row; its parts one after the other {total * 1e6:.2f}")
     print(f"peer's parts, µs a row: {seconds}")
-    print(f"repeating table: {distinct:.4f} distinct profiles a row within a million rows")
+    dedup = {}
+    if distinct is not None:
+        print(f"repeating table: {distinct:.4f} distinct profiles a row within a million rows")
+        dedup = {
+            "distinct_share": round(distinct, 5),
+            "ours_dedup": round(1 / float(np.median(rates["ours_dedup"])), 2),
+        }
     last_line(
-        "population", rates, "rows/s", missing=missing, rows=options.rows,
-        distinct_share=round(distinct, 5), ours_dedup=round(1 / float(np.median(rates["ours_dedup"])), 2), **_against(rates),
+        "population", rates, "rows/s", missing=missing, rows=options.rows, **dedup, **_against(rates),
         share_of_parts=round(total / one, 3), parts_us={name: round(value * 1e6, 3) for name, value in alone.items()},
         largest_difference=worst,
     )  # fmt: skip
