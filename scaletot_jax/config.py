@@ -138,6 +138,7 @@ def default_config() -> ConfigDict:
     config.osipo.updates = 100
     config.osipo.prompts = 8
     config.osipo.rollouts = 8
+    config.osipo.epochs = 1  # updates that a batch of rollouts serves, one after another
     config.osipo.temperature = 1.0
     config.osipo.accumulate = 1  # micro-batches of prompts in each pass of an update
     config.osipo.remat = "dots"  # as sft.remat
@@ -268,8 +269,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "sft.eval_fraction": (0, 0.9, False),
     **{f"sft.{name}": _ABOVE_0 for name in ("learning_rate", "clip_norm")},
     **{f"sft.{name}": _FROM_0 for name in ("warmup_steps", "weight_decay", "answer_weight")},
-    **{f"osipo.{name}": _COUNT for name in ("updates", "prompts", "rollouts", "accumulate", "checkpoint_every")},
-    **{f"osipo.{name}": _COUNT for name in ("auc_pairs", "eval_profiles", "eval_chains")},
+    **{f"osipo.{name}": _COUNT for name in ("updates", "prompts", "rollouts", "epochs", "accumulate")},
+    **{f"osipo.{name}": _COUNT for name in ("checkpoint_every", "auc_pairs", "eval_profiles", "eval_chains")},
     **{f"osipo.{name}": _ABOVE_0 for name in ("temperature", "learning_rate", "reward_learning_rate", "beta")},
     **{f"osipo.{name}": _ABOVE_0 for name in ("min_scale", "clip_norm", "kl_limit")},
     **{f"osipo.{name}": _FROM_0 for name in ("warmup_updates", "process_weight", "kl_weight", "clip_high")},

@@ -120,11 +120,19 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """All arrays of a safetensors file."""
+    with open_arrays(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def open_arrays(path: str | Path) -> Iterator[Any]:
+    """A safetensors file, mapped into memory and read where it is asked for (``get_slice(name)[rows]``)."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="np") as file:
+            yield file
     except FileNotFoundError as error:
         raise DataError("an array file is missing", where=str(path), do="run the stage that writes it") from error
     except (SafetensorError, OSError) as error:

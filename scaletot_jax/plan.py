@@ -321,15 +321,20 @@ def _stages(
     together = lengths.prompt + osipo["rollouts"] * lengths.chain
     packed, replayed = osipo["prompts"] * together, osipo["prompts"] * several
     decoded = osipo["prompts"] * osipo["rollouts"] * lengths.chain
-    update = (2 * packed + replayed) / rates.training + packed / rates.student + decoded / rates.decode
+    # Sampling, the reference and the reward model come once a batch of rollouts, the policy and its replay at every update.
+    batches = -(-osipo["updates"] // osipo["epochs"])
+    judging = packed / rates.training + packed / rates.student + decoded / rates.decode
+    improving = (packed + replayed) / rates.training
     # Policy, reward model and replay are passes one after another: the largest counts.
     osipo_memory = max(activations(osipo, osipo["prompts"], tokens) for tokens in (together, several))
     add(
         "osipo",
-        f"{osipo['updates']:,} updates x {osipo['prompts']} users x {osipo['rollouts']} chains",
-        osipo["updates"] * osipo["prompts"] * osipo["rollouts"],
-        osipo["updates"] * (packed + decoded),
-        3 * COMPILE_S + osipo["updates"] * update + evaluation,
+        f"{osipo['updates']:,} updates x {osipo['prompts']} users x {osipo['rollouts']} chains"
+        if osipo["epochs"] == 1
+        else f"{batches:,} batches x {osipo['prompts']} users x {osipo['rollouts']} chains, {osipo['updates']:,} updates",
+        batches * osipo["prompts"] * osipo["rollouts"],
+        batches * (packed + decoded),
+        (3 + (osipo["epochs"] > 1)) * COMPILE_S + batches * judging + osipo["updates"] * improving + evaluation,
         base + weights * (1.5 + 3 * depth) + osipo_memory,
         60,
     )

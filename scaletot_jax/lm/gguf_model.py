@@ -33,12 +33,13 @@ def load_gguf(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     dtype: Any = jnp.float32,
+    vectors: Any = None,
 ) -> tuple[LMConfig, dict[str, Any]]:
     """Reads a model of the ``llama``, ``qwen2``, ``qwen3`` or ``gemma3`` architecture, a tensor at a time.
 
     Args:
       source: a path, or a file already open.
-      mesh, rules, dtype: see ``lm.placement.place``.
+      mesh, rules, dtype, vectors: see ``lm.placement.place``.
 
     Returns:
       The configuration and the parameters (layout: ``lm.model.init_params``) on the devices.
@@ -72,7 +73,14 @@ def load_gguf(
         plan["head"] = Item("output.weight", table[::-1])
     read_already = {_ROPE_FACTORS} if config.rope_scaling else set()
     return config, place(
-        file, config, plan, ignored=lambda name: name in read_already, mesh=mesh, rules=rules, dtype=dtype
+        file,
+        config,
+        plan,
+        ignored=lambda name: name in read_already,
+        mesh=mesh,
+        rules=rules,
+        dtype=dtype,
+        vectors=vectors,
     )
 
 

@@ -23,13 +23,18 @@ _OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower."
 
 
 def load_directory(
-    path: str | Path, *, mesh: Mesh | None = None, rules: ShardingRules | None = None, dtype: Any = jnp.float32
+    path: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+    dtype: Any = jnp.float32,
+    vectors: Any = None,
 ) -> tuple[LMConfig, dict[str, Any]]:
     """Reads a model from ``config.json`` and safetensors (one file, or shards with an index), a tensor at a time.
 
     Args:
       path: the directory.
-      mesh, rules, dtype: see ``lm.placement.place``.
+      mesh, rules, dtype, vectors: see ``lm.placement.place``.
 
     Returns:
       The configuration and the parameters (layout: ``lm.model.init_params``) on the devices.
@@ -61,7 +66,7 @@ def load_directory(
             return True  # some writers store the tied head a second time
         return body in _TEXT_PARTS and name.startswith(_OTHER_PARTS)
 
-    return config, place(tensors, config, plan, ignored=ignored, mesh=mesh, rules=rules, dtype=dtype)
+    return config, place(tensors, config, plan, ignored=ignored, mesh=mesh, rules=rules, dtype=dtype, vectors=vectors)
 
 
 def parse_config(raw: Mapping[str, Any], where: str) -> LMConfig:

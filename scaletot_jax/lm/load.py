@@ -87,14 +87,20 @@ def resolve(name: str | Path) -> Path:
 
 
 def load_model(
-    name: str | Path, *, mesh: Mesh | None = None, rules: ShardingRules | None = None, dtype: Any = jnp.float32
+    name: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+    dtype: Any = jnp.float32,
+    vectors: Any = None,
 ) -> LoadedLM:
     """Loads configuration, parameters and tokenizer, a tensor (on a mesh: a shard) at a time.
 
     Args:
       name: see :func:`resolve`.
       mesh, rules: where the parameters go (``parallel.sharding``); None: the default device.
-      dtype: of the parameters; float32 also where the file holds less, as an XLA on CPU is fastest there.
+      dtype, vectors: of the matrices, and of norms and biases (None: the same); float32 also where the file holds less,
+        as an XLA on CPU is fastest there.
 
     Raises:
       DataError: anything about the files is missing, damaged or of another architecture, or the tokenizer has more
@@ -102,11 +108,11 @@ def load_model(
     """
     path = resolve(name)
     if path.is_dir():
-        config, params = load_directory(path, mesh=mesh, rules=rules, dtype=dtype)
+        config, params = load_directory(path, mesh=mesh, rules=rules, dtype=dtype, vectors=vectors)
         tokenizer = Tokenizer.from_directory(path)
     else:
         file = GGUFFile(path)
-        config, params = load_gguf(file, mesh=mesh, rules=rules, dtype=dtype)
+        config, params = load_gguf(file, mesh=mesh, rules=rules, dtype=dtype, vectors=vectors)
         tokenizer = Tokenizer.from_gguf(file)
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(

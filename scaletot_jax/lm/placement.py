@@ -74,6 +74,7 @@ def place(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     dtype: Any = jnp.float32,
+    vectors: Any = None,
 ) -> dict[str, Any]:
     """Reads a model.
 
@@ -83,7 +84,8 @@ def place(
       ignored: names that may be in the file although no item asks for them.
       mesh, rules: where the parameters go (``parallel.sharding``; default rules where only a mesh is given); None: the
         default device.
-      dtype: of all parameters.
+      dtype: of the matrices.
+      vectors: dtype of norms and biases; None: as ``dtype``.
 
     Raises:
       DataError: a tensor is missing, surplus or of another shape; nothing has been allocated then.
@@ -108,14 +110,18 @@ def place(
     stacks = {leaf: (len(parts), *parts[0].shape) for leaf, parts in plan["layers"].items()}
     shapes = {name: item.shape for name, item in plan.items() if name != "layers"} | {"layers": stacks}
     where = _shardings(shapes, mesh, rules)
+
+    def dtype_of(item: Item) -> Any:
+        return dtype if vectors is None or len(item.shape) > 1 else vectors
+
     params: dict[str, Any] = {}
     for name, item in plan.items():
         if name == "layers":
             params["layers"] = {
-                leaf: _stack(tensors, parts, where["layers"][leaf], dtype) for leaf, parts in item.items()
+                leaf: _stack(tensors, parts, where["layers"][leaf], dtype_of(parts[0])) for leaf, parts in item.items()
             }
         else:
-            params[name] = _single(tensors, item, where[name], dtype)
+            params[name] = _single(tensors, item, where[name], dtype_of(item))
     return params
 
 

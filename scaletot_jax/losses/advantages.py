@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from scaletot_jax.losses.arguments import floating, require_choice, require_shape
+from scaletot_jax.losses.arguments import floating, require_choice, require_rollouts, require_shape
 from scaletot_jax.losses.groups import AxisName, group_statistics
 from scaletot_jax.losses.implicit_reward import group_log_odds
 from scaletot_jax.losses.scaling import ANSWERS, BASELINES, SCALES, centred, divided, finished, scale_of
@@ -168,14 +168,7 @@ def prefix_critic_advantages(
 
 def _check(rewards, valid, outcomes, group_ids, segment_ids):
     """The inputs as arrays of one float type without gradient; NaN is removed from invalid entries."""
-    require_shape("segment_ids", segment_ids, ("B", "T"))
-    rows = jnp.shape(segment_ids)[0]
-    require_shape("rewards", rewards, (rows, "K"))
-    require_shape("valid", valid, jnp.shape(rewards))
-    require_shape("outcomes", outcomes, (rows,))
-    require_shape("group_ids", group_ids, (rows,))
-    if jnp.shape(rewards)[1] < 1:
-        raise ValueError("rewards must have at least one segment")
+    require_rollouts(segment_ids, outcomes, group_ids, valid, rewards=rewards)
     valid = jnp.asarray(valid).astype(bool)
     rewards, outcomes = floating(rewards), floating(outcomes)
     rewards, outcomes = jax.lax.stop_gradient((jnp.where(valid, rewards, 0), outcomes))

@@ -42,6 +42,25 @@ def require_segments(num_segments: object) -> None:
         raise ValueError(f"num_segments must be a Python int of at least 1, not {num_segments!r}")
 
 
+def require_rollouts(segment_ids: Any, outcomes: Any, group_ids: Any, valid: Any, **by_segment: Any) -> int:
+    """Raises ``ValueError`` unless the arrays describe the same rollouts; returns K.
+
+    Args:
+      segment_ids: [B, T]. outcomes, group_ids: [B]. valid: [B, K].
+      by_segment: one array [B, K] with K at least 1, under the name it has for the caller.
+    """
+    [(name, values)] = by_segment.items()
+    require_shape("segment_ids", segment_ids, ("B", "T"))
+    rows = jnp.shape(segment_ids)[0]
+    require_shape(name, values, (rows, "K"))
+    require_shape("valid", valid, jnp.shape(values))
+    require_shape("outcomes", outcomes, (rows,))
+    require_shape("group_ids", group_ids, (rows,))
+    if jnp.shape(values)[1] < 1:
+        raise ValueError(f"{name} must have at least one segment")
+    return jnp.shape(values)[1]
+
+
 def divide(total: jax.Array, count: jax.Array) -> jax.Array:
     """``total / count``, and 0 where ``count`` is 0: an empty mask has loss 0 and gradient 0, never NaN."""
     return jnp.where(count > 0, total, 0) / jnp.where(count > 0, count, 1)

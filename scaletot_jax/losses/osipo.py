@@ -89,8 +89,9 @@ def osipo_loss(
     Returns:
       The scalar loss (0 when no token takes part) and metrics, scalars without gradient: ``count`` (what the sum was
       divided by: multiply the loss by it to accumulate micro-batches, and divide once at the end), ``policy_loss``,
-      ``clip_fraction``, ``ratio`` (mean over tokens), ``old_kl`` (k3 of π_old, mean over tokens), ``tokens``, and
-      ``kl`` (k3 of π_ref, mean over tokens) if ``ref_logps`` is given.
+      ``clip_fraction``, ``ratio`` (mean over tokens), ``old_kl`` (KL(π_old ‖ π_θ) by k3, mean over tokens), ``tokens``,
+      and ``kl`` if ``ref_logps`` is given: KL(π_θ ‖ π_ref) by k3, each token weighted by its own ratio because π_old drew
+      it, mean over tokens. The penalty has no such weight, as in GRPO.
 
     Raises:
       ValueError: shapes that disagree, an unknown option, or a ``kl_weight`` without ``ref_logps``.
@@ -128,12 +129,13 @@ def osipo_loss(
     token_sums = {
         "clip_fraction": clipped.sum().astype(policy.dtype),
         "ratio": jnp.where(mask, ratios, 0).sum(),
-        "old_kl": _k3(-change).sum(),
+        "old_kl": _k3(change).sum(),
     }
     if ref_logps is not None:
         divergence = _k3(jax.lax.stop_gradient(jnp.where(mask, floating(ref_logps), 0)) - logps)
         sums["penalty"] = (weights * divergence).sum()
-        token_sums["kl"] = divergence.sum()
+        drawn = jnp.exp(jnp.clip(change, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+        token_sums["kl"] = (drawn * divergence).sum()
     sums, token_sums, count, tokens = all_sum((sums, token_sums, count, tokens), axis_name)
     loss = divide(sums["policy_loss"], count) + kl_weight * divide(sums["penalty"], count)
     metrics = {name: divide(total, tokens) for name, total in token_sums.items()}

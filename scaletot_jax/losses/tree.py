@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from scaletot_jax.losses.arguments import all_sum, divide, floating, require_choice, require_shape
+from scaletot_jax.losses.arguments import all_sum, divide, floating, require_choice, require_rollouts
 from scaletot_jax.losses.groups import AxisName, group_statistics
 from scaletot_jax.losses.scaling import ANSWERS, SCALES, centred, divided, finished, scale_of
 from scaletot_jax.losses.segments import response_tokens, spread_segments
@@ -68,15 +68,7 @@ def tree_advantages(
     """
     require_choice("scale", scale, SCALES)
     require_choice("answer", answer, ANSWERS)
-    require_shape("segment_ids", segment_ids, ("B", "T"))
-    rows = jnp.shape(segment_ids)[0]
-    require_shape("node_ids", node_ids, (rows, "K"))
-    require_shape("valid", valid, jnp.shape(node_ids))
-    require_shape("outcomes", outcomes, (rows,))
-    require_shape("group_ids", group_ids, (rows,))
-    num_segments = jnp.shape(node_ids)[1]
-    if num_segments < 1:
-        raise ValueError("node_ids must have at least one segment")
+    num_segments = require_rollouts(segment_ids, outcomes, group_ids, valid, node_ids=node_ids)
     group_ids, node_ids = jnp.asarray(group_ids), jnp.asarray(node_ids)
     present = response_tokens(segment_ids, num_segments).any(axis=1, keepdims=True)
     outcomes = jax.lax.stop_gradient(jnp.where(present, floating(outcomes)[:, None], 0))

@@ -19,25 +19,27 @@ class ShardedStep:
     jitted: Any
     shardings: tuple[Any, ...]
 
-    def __call__(self, *arguments: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         return self.jitted(*arguments)
 
 
 def shard_step(
-    step: Callable[..., tuple[Any, dict[str, jax.Array]]],
+    step: Callable[..., tuple[Any, ...]],
     arguments: Sequence[Any],
     kinds: Sequence[str],
     *,
     mesh: Mesh,
     rules: ShardingRules,
+    kept: Sequence[Any] = (),
 ) -> ShardedStep:
-    """Jits ``step(state, *others) -> (state, metrics)`` under ``mesh``.
+    """Jits ``step(state, *others) -> (state, *kept, metrics)`` under ``mesh``.
 
     Args:
       step: pure; its first argument is the training state, whose buffers are donated.
       arguments: arrays or shape structs of every argument, to read shapes from.
       kinds: for each argument ``"parameters"`` (split by leaf name), ``"batch"`` (split along the first dimension) or
         ``"replicated"``.
+      kept: shardings of what the step returns between its state and its metrics.
 
     Returns:
       The step, compiled at its first call; trace it under ``jax.set_mesh(mesh)``.
@@ -48,5 +50,5 @@ def shard_step(
         "replicated": lambda tree: jax.tree.map(lambda _: replicated(mesh), tree),
     }
     shardings = tuple(by_kind[kind](tree) for kind, tree in zip(kinds, arguments, strict=True))
-    out = (shardings[0], replicated(mesh))
+    out = (shardings[0], *kept, replicated(mesh))
     return ShardedStep(jax.jit(step, in_shardings=shardings, out_shardings=out, donate_argnums=(0,)), shardings)

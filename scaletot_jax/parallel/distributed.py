@@ -29,6 +29,7 @@ from scaletot_jax.errors import ConfigError, ResourceError
 _NAMES = ("SCALETOT_COORDINATOR", "SCALETOT_PROCESSES", "SCALETOT_PROCESS")
 _WAIT_S = 7 * 24 * 3600  # the first process may be teaching for days while the others wait
 _JOIN_S = 1800  # between two stages the first process may be busy sending the run directory somewhere
+_PART = 1 << 26  # bytes of an array that are gathered at a time
 _alone = False  # see alone()
 _CALLS = itertools.count()  # every process makes the same calls in the same order, so a count names each of them
 
@@ -120,6 +121,10 @@ def initialize(coordinator: str = "", processes: int | None = None, process: int
             do="start the same command in every process within half an hour; give --coordinator, --processes and "
             "--process where the cluster does not say them",
         ) from error
+    if count() > 1:
+        from scaletot_jax.parallel import preemption
+
+        preemption.put_away()
     return count() > 1
 
 
@@ -236,7 +241,8 @@ def place(tree: Any, shardings: Any) -> Any:
 
     def put(leaf: Any, sharding: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:  # jnp makes such under a mesh of several
-            return _resharding(sharding)(leaf)
+            here = leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+            return leaf if here else _resharding(sharding)(leaf)
         if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raw = put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(raw, impl=jax.random.key_impl(leaf))
@@ -249,6 +255,13 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
+def _rows(sharding: Any, count: int) -> Callable[[Any, int], Any]:
+    import jax
+
+    return jax.jit(lambda leaf, first: jax.lax.dynamic_slice_in_dim(leaf, first, count), out_shardings=sharding)
+
+
+@functools.lru_cache(maxsize=64)
 def _resharding(sharding: Any) -> Callable[[Any], Any]:
     import jax
 
@@ -256,7 +269,10 @@ def _resharding(sharding: Any) -> Callable[[Any], Any]:
 
 
 def gather(tree: Any) -> Any:
-    """Arrays of the mesh as whole NumPy arrays on every process. Every process must call it."""
+    """Arrays of the mesh as whole NumPy arrays on every process. Every process must call it.
+
+    What other processes hold passes through the devices a part at a time, so none of them ever holds a whole large array.
+    """
     import jax
 
     if count() == 1:
@@ -264,8 +280,11 @@ def gather(tree: Any) -> Any:
 
     def whole(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            mesh = leaf.sharding.mesh  # type: ignore[attr-defined]
-            leaf = _resharding(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))(leaf)
+            everywhere = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())  # type: ignore[attr-defined]
+            rows = max(1, _PART * len(leaf) // max(1, leaf.nbytes))
+            parts = [np.asarray(_rows(everywhere, rows)(leaf, i)) for i in range(0, len(leaf) - rows, rows)]
+            last = len(leaf) - len(parts) * rows
+            return np.concatenate([*parts, np.asarray(_rows(everywhere, last)(leaf, len(leaf) - last))])
         return np.asarray(leaf)
 
     return jax.tree.map(whole, tree)

@@ -150,6 +150,12 @@ def batch_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def batch_parts(mesh: Any, rules: ShardingRules) -> int:
+    """Among how many devices the rows of a batch are divided."""
+    axes = (rules.batch,) if isinstance(rules.batch, str) else rules.batch or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

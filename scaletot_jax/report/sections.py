@@ -86,7 +86,8 @@ def budget(material: Material) -> Markup:
     config, counts, teach = material.config, material.chains, material.summary("teach")
     sft, osipo, distill = (material.summary(name) for name in ("sft", "osipo", "distill"))
     per_update = product(dig(config, "osipo.prompts"), dig(config, "osipo.rollouts"))
-    sampled = [row.get("chain_tokens") for row in material.osipo_steps]
+    # Rollouts that serve several updates stand in the row of the first.
+    sampled = [row["chain_tokens"] for row in material.osipo_steps if "chain_tokens" in row]
     tokens = None
     if sampled and per_update and all(value is not None for value in sampled):
         tokens = round(sum(float(value or 0) for value in sampled) * per_update)
@@ -100,7 +101,7 @@ def budget(material: Material) -> Markup:
         ("Teacher's pilot", "calls", dig(teach, "calls.pilot"), dig(teach, "tokens.pilot"), "read and scored"),
         ("Teacher's search", "calls", counts.get("calls"), counts.get("tokens"), "read and scored"),
         ("SFT", "profiles seen", seen, places, "places of the batches, padding included"),
-        ("OSIPO", "rollouts", product(osipo.get("updates"), per_update), tokens, "sampled"),
+        ("OSIPO", "rollouts", product(osipo.get("batches", osipo.get("updates")), per_update), tokens, "sampled"),
         ("Reasoning states", "chains sampled", sampled_chains, None, "tokens are not recorded"),
         ("Population", "rows scored", scored, None if scored is None else 0, "no language model"),
     ]

@@ -16,6 +16,7 @@ import numpy as np
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.exit import fit_exit
 from scaletot_jax.lm.model import forward
+from scaletot_jax.parallel.distributed import gather
 
 RIDGE = 1e-3  # relative to the states' variance: enough against the few directions that dominate it
 
@@ -33,7 +34,7 @@ def exit_map(
     """Fits the exit map after ``num_layers`` layers.
 
     Args:
-      params, config: the whole model.
+      params, config: the whole model, on one device or split over a mesh.
       tokens, valid: [N, T] texts, right-padded. The first token of each is left out: its state is an attention sink
         hundreds of times larger than the others and would decide the fit.
       batch_size: texts a forward pass.
@@ -55,6 +56,6 @@ def exit_map(
         kept[:, 0] = False
         kept[np.arange(begin, begin + batch_size) >= len(tokens)] = False
         middle, last = both(params, tokens[part], valid[part])
-        states.append(np.asarray(middle)[kept])
-        finals.append(np.asarray(last)[kept])
+        states.append(gather(middle)[kept])
+        finals.append(gather(last)[kept])
     return fit_exit(np.concatenate(states), np.concatenate(finals), ridge)

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.evaluation.metrics import rps, spearman
+from scaletot_jax.lm.padding import round_up
+from scaletot_jax.parallel.distributed import gather, place
+from scaletot_jax.parallel.sharding import ShardingRules, batch_parts, batch_shardings
 from scaletot_jax.student.policy import Student
 from scaletot_jax.student.rollout import request_keys, sample_chains
 
@@ -39,29 +42,37 @@ def answer_distributions(
 ) -> tuple[np.ndarray, float]:
     """Mean answer distribution of M sampled chains, [U, Kb] float32, and the share of complete chains.
 
+    Under a mesh the work is divided among its devices.
+
     Args:
+      student: where a mesh is active, on it (:func:`scaletot_jax.student.policy.split`).
       prompts, prompt_valid: [U, P] from :func:`scaletot_jax.student.policy.encode_prompts`.
       chains: M. key: random key; user u's chains depend on it and on the user's position. advance: called with the number
         of users finished.
     """
+    mesh, rules = jax.sharding.get_mesh(), ShardingRules()
+    if not mesh.empty:  # every device takes as many rows
+        batch_size = round_up(batch_size, batch_parts(mesh, rules))
     answers, complete = [], []
     for begin in range(0, len(prompts), batch_size):
         rows = np.arange(begin, min(begin + batch_size, len(prompts)))
         filled = np.resize(rows, batch_size)
         requests = filled[:, None] * chains + np.arange(chains)[None, :]
+        batch = (prompts[filled], prompt_valid[filled], request_keys(key, jnp.asarray(requests)))
+        if not mesh.empty:
+            batch = place(batch, batch_shardings(batch, mesh, rules))
         probabilities, whole = _answers(
             student.params,
             student.lora,
             student.grammar,
-            prompts[filled],
-            prompt_valid[filled],
-            request_keys(key, jnp.asarray(requests)),
+            *batch,
             config=student.config,
             lora_scale=student.lora_scale,
             max_length=student.chain_length,
         )
-        answers.append(np.asarray(probabilities)[: len(rows)])
-        complete.append(np.asarray(whole)[: len(rows)])
+        probabilities, whole = gather((probabilities, whole))
+        answers.append(probabilities[: len(rows)])
+        complete.append(whole[: len(rows)])
         if advance:
             advance(len(rows))
     return np.concatenate(answers), float(np.mean(np.concatenate(complete)))

@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 
 from scaletot_jax.errors import DataError
-from scaletot_jax.files import read_arrays, write_arrays
+from scaletot_jax.files import open_arrays, write_arrays
 from scaletot_jax.lm.config import LMConfig
+from scaletot_jax.parallel.distributed import gather
 from scaletot_jax.parallel.sharding import ShardingRules
 from scaletot_jax.student.accumulate import value_and_grad
 from scaletot_jax.student.constrained import GrammarArrays
@@ -58,7 +60,7 @@ def decayed(params: Mapping[str, Any], config: LMConfig) -> Params:
 
 def compute_copy(params: Mapping[str, Any], config: LMConfig, dtype: Any) -> Params:
     """The parameters as they are multiplied: matrices in ``dtype``, everything else as it is."""
-    return _by_name(lambda leaf, matrix: leaf.astype(dtype) if matrix else leaf, params, config)
+    return _by_name(lambda leaf, matrix: leaf.astype(dtype) if matrix and leaf.dtype != dtype else leaf, params, config)
 
 
 def full_sft_step(
@@ -92,34 +94,41 @@ def full_sft_step(
 
 
 def save_parameters(path: str | Path, params: Mapping[str, Any]) -> None:
-    """Writes a model's parameters as safetensors."""
-    write_arrays(path, {_name(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(params)})
+    """Writes a model's parameters as safetensors. Of several processes every one must call it; the first writes."""
+    write_arrays(path, {_name(key): gather(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(params)})
 
 
 def load_parameters(path: str | Path, like: Mapping[str, Any]) -> Params:
-    """Reads parameters written by :func:`save_parameters`.
+    """Reads parameters written by :func:`save_parameters`, on a mesh a shard at a time.
 
     Args:
-      like: parameters of the same shapes; nothing but shapes is read from them.
+      like: parameters whose shapes are checked, and whose dtypes and places on the devices the result takes.
 
     Raises:
       DataError: the file is missing or damaged, or belongs to another model.
     """
-    arrays = read_arrays(path)
 
     def leaf(key: Any, wanted: Any) -> jax.Array:
         name = _name(key)
-        if name not in arrays or arrays[name].shape != np.shape(wanted):
-            found = f"it is {list(arrays[name].shape)}" if name in arrays else "it is not there"
+        shape = shapes.get(name)
+        if shape is None or shape != np.shape(wanted):
+            found = f"it is {list(shape)}" if shape is not None else "it is not there"
             raise DataError(
                 "the parameters of the student do not fit its model",
                 where=f"{path}, {name}",
                 why=f"{list(np.shape(wanted))} is expected, {found}",
                 do="use the lm.weights and student.num_layers that they were trained with",
             )
-        return jnp.asarray(arrays[name])
+        if isinstance(getattr(wanted, "sharding", None), NamedSharding):
+            stored = file.get_slice(name)
+            return jax.make_array_from_callback(
+                shape, wanted.sharding, lambda piece: np.asarray(stored[piece], wanted.dtype)
+            )
+        return jnp.asarray(file.get_tensor(name), wanted.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, dict(like))
+    with open_arrays(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return jax.tree_util.tree_map_with_path(leaf, dict(like))
 
 
 def _name(path: Any) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.files import read_json, write_json
 from scaletot_jax.parallel import distributed
-from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.profiles.prepare import Population
 from scaletot_jax.profiles.split import TRAIN
 from scaletot_jax.progress import Progress
@@ -22,18 +19,13 @@ from scaletot_jax.student.policy import EVALUATION_STREAM, Student
 
 
 def held_out_scores(run: Run, stage: Stage, name: str, student: Student, population: Population) -> dict[str, Any]:
-    """Scores of one student on the validation split; kept in ``scores.json``, so that a restart does not repeat them."""
-    if distributed.count() > 1:
-        if distributed.leads():
-            with distributed.alone(), jax.set_mesh(make_mesh(devices=jax.local_devices()[:1])):
-                # What was made under the mesh of all processes lies, in copies, on devices of all of them.
-                params, lora = jax.tree.map(jnp.asarray, jax.device_get((student.params, student.lora)))
-                student = dataclasses.replace(student, params=params, lora=lora)
-                held_out_scores(run, stage, name, student, population)
-        distributed.barrier(f"score {name}")
+    """Scores of one student on the validation split; kept in ``scores.json``, so that a restart does not repeat them.
+
+    Sampled on the active mesh, on which the student must lie, by all processes together.
+    """
     path = stage.path("scores.json")
     scores = read_json(path) if path.exists() else {}
-    if name not in scores:
+    if not distributed.agree(name in scores):
         settings = run.config["osipo"]
         rows = labelled_rows(
             population,

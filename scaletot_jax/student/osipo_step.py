@@ -1,4 +1,4 @@
-"""One OSIPO update after the rollouts, as a pure function.
+"""The OSIPO update after the rollouts, as pure functions.
 
     1  R      outcome: 1 − RPS of the answer distribution, read at the end of the rollout's own chain, against the label
     2  q      log π_φ − log π_ref of every token, with the reward model φ as it was before this update
@@ -12,15 +12,20 @@ are of the policy at its sampling temperature.
 The update is four passes over the batch: the reference forward only, φ forward and backward, θ forward and backward, and
 the replay. Each begins when the one before has ended, so that the update holds one pass's activations, as SFT does; with
 ``accumulate`` each pass goes by micro-batches, while outcomes, advantages, scales and denominators stay those of the
-whole batch. The paper (arXiv:2606.24605) names OSIPO and leaves its equations open; the
-losses and their sources are in :mod:`scaletot_jax.losses`.
+whole batch.
+
+Rollouts may serve several updates: the first, :func:`osipo_first`, does all of the above; in the others, :func:`osipo_again`,
+step 4 alone is repeated, with A and log π_old as they were. φ learns from a batch of rollouts once: its labels are the
+outcomes, which do not change, and a second pass over the same few would fit their noise.
+
+The paper (arXiv:2606.24605) names OSIPO and leaves its equations open; the losses and their sources are in
+:mod:`scaletot_jax.losses`.
 
 Shape letters: U prompts, N rollouts a prompt, B = U·N, R tokens a chain, K segments, Kb buckets.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,23 +39,32 @@ from scaletot_jax.losses import (
     expected_rps_outcome,
     implicit_reward_loss,
     informative_rollouts,
-    ordinal_cross_entropy,
     osipo_advantages,
-    osipo_loss,
     rps_outcome,
     segment_counts,
     segment_rewards,
     within_group_auc,
     within_group_variance,
 )
-from scaletot_jax.parallel.sharding import ShardingRules, constrain
+from scaletot_jax.parallel.sharding import ShardingRules
 from scaletot_jax.student.accumulate import in_turn, over_rows, value_and_grad
 from scaletot_jax.student.adapter import Adapter, TrainState, apply_gradients, cast
-from scaletot_jax.student.constrained import GrammarArrays, TokenLogProbs, token_log_probs
+from scaletot_jax.student.constrained import GrammarArrays
 from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
-from scaletot_jax.student.packing import pack, predicting_states
+from scaletot_jax.student.policy_update import Judged, OSIPOBatch, OSIPOOptions, policy_update, score
 from scaletot_jax.student.rollout import Rollouts
-from scaletot_jax.student.sft_step import SFTBatch, loss_weight, sft_part
+from scaletot_jax.student.sft_step import SFTBatch
+
+__all__ = [
+    "Judged",
+    "OSIPOBatch",
+    "OSIPOOptions",
+    "OSIPOState",
+    "osipo_again",
+    "osipo_first",
+    "osipo_step",
+    "outcomes_of",
+]
 
 INVALID_OUTCOME = -0.1  # of a chain that did not reach its end
 
@@ -60,44 +74,6 @@ class OSIPOState(NamedTuple):
 
     policy: TrainState
     reward: TrainState
-
-
-class OSIPOBatch(NamedTuple):
-    """Prompts, their rollouts and their labels.
-
-    Attributes:
-      prompts: [U, P] int32; prompt_valid: [U, P] bool.
-      rollouts: [U, N, ...].
-      buckets: [U] int32, label bucket of each prompt's user; or [U, Kb] float32, a distribution over buckets
-        (:func:`scaletot_jax.losses.pooled_targets`).
-    """
-
-    prompts: Any
-    prompt_valid: Any
-    rollouts: Rollouts
-    buckets: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class OSIPOOptions:
-    """Numbers of an update; the names are those of :func:`scaletot_jax.losses.osipo_loss` and its siblings."""
-
-    num_segments: int
-    lora_scale: float
-    temperature: float = 1.0
-    outcome_weight: float = 1.0
-    baseline: str = "loo"
-    scale: str | None = "batch_rms"
-    gamma: float = 0.0
-    beta: float = 0.5
-    min_scale: float = 1e-3
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    ratio: str = "segment"
-    aggregation: str = "segment_mean"
-    kl_weight: float = 1e-3
-    answer_weight: float = 1.0
-    sft_weight: float = 0.05
 
 
 def outcomes_of(rollouts: Rollouts, buckets: jax.Array) -> jax.Array:
@@ -112,7 +88,7 @@ def outcomes_of(rollouts: Rollouts, buckets: jax.Array) -> jax.Array:
     return jnp.where(rollouts.complete, flat.reshape(rollouts.complete.shape), INVALID_OUTCOME)
 
 
-def osipo_step(
+def osipo_first(
     state: OSIPOState,
     params: Mapping[str, Any],
     reference: Adapter,
@@ -129,8 +105,8 @@ def osipo_step(
     compute_dtype: Any = jnp.float32,
     rules: ShardingRules | None = None,
     remat: bool | str = False,
-) -> tuple[OSIPOState, dict[str, jax.Array]]:
-    """One update of θ and φ.
+) -> tuple[OSIPOState, Judged, dict[str, jax.Array]]:
+    """One update of θ and φ on fresh rollouts.
 
     Args:
       params: base weights, shared by all three adapters, in the dtype they are to be multiplied in.
@@ -142,7 +118,7 @@ def osipo_step(
       remat: what the backward passes compute again, see :mod:`scaletot_jax.lm.remat`.
 
     Returns:
-      The new state and scalar diagnostics.
+      The new state, what :func:`osipo_again` needs for further updates on the same rollouts, and scalar diagnostics.
     """
     users, count, length = batch.rollouts.tokens.shape
     segments = batch.rollouts.segment_ids
@@ -151,10 +127,11 @@ def osipo_step(
     outcomes = outcomes_of(batch.rollouts, batch.buckets)
     complete = batch.rollouts.complete
 
-    def score(lora: Adapter, micro: OSIPOBatch) -> TokenLogProbs:
-        return _score(cast(lora, compute_dtype), params, grammar, micro, config, options, rules, remat)
+    def logps_of(lora: Adapter, micro: OSIPOBatch) -> jax.Array:
+        lora = cast(lora, compute_dtype)
+        return score(lora, params, grammar, micro, config=config, options=options, rules=rules, remat=remat).logps
 
-    ref_logps = over_rows(lambda micro: score(reference, micro).logps, accumulate, batch)
+    ref_logps = over_rows(lambda micro: logps_of(reference, micro), accumulate, batch)
 
     def reward_loss_of(logps: jax.Array, ref: jax.Array, rows: OSIPOBatch, outcomes: jax.Array) -> Any:
         flat = (-1, length)
@@ -173,7 +150,7 @@ def osipo_step(
     chains = jnp.sum(jnp.any(segment_counts(judged, options.num_segments) > 0, axis=1))
 
     def reward_part(lora: Adapter, micro: OSIPOBatch, ref: jax.Array, outcomes: jax.Array) -> Any:
-        logps = score(lora, micro).logps
+        logps = logps_of(lora, micro)
         loss, metrics = reward_loss_of(logps, ref, micro, outcomes)
         return loss * metrics["count"] / jnp.maximum(chains, 1), (None, logps)
 
@@ -204,70 +181,18 @@ def osipo_step(
         min_scale=options.min_scale,
     ).reshape(segments.shape)
 
-    def surrogate_of(logps: jax.Array, ref: jax.Array, advantages: jax.Array, rows: OSIPOBatch) -> Any:
-        flat = (-1, length)
-        return osipo_loss(
-            logps.reshape(flat),
-            rows.rollouts.logps.reshape(flat),
-            advantages.reshape(flat),
-            rows.rollouts.segment_ids.reshape(flat),
-            aggregation=options.aggregation,
-            num_segments=options.num_segments,
-            ratio=options.ratio,
-            clip_low=options.clip_low,
-            clip_high=options.clip_high,
-            ref_logps=ref.reshape(flat),
-            kl_weight=options.kl_weight,
-        )
-
-    # What a loss is divided by depends on the labels of the tokens alone, so any log-probabilities give it.
-    credited = surrogate_of(batch.rollouts.logps, ref_logps, advantages, batch)[1]["count"]
-    answered = jnp.sum(complete)
-
-    def policy_part(lora: Adapter, micro: OSIPOBatch, ref: jax.Array, advantages: jax.Array) -> Any:
-        scores = score(lora, micro)
-        surrogate, metrics = surrogate_of(scores.logps, ref, advantages, micro)
-        answer = jnp.sum(_answer_losses(scores.answer_logps, micro)) / jnp.maximum(answered, 1)
-        part = surrogate * metrics["count"] / jnp.maximum(credited, 1) + options.answer_weight * answer
-        return part, (None, (scores.logps, scores.answer_logps))
-
-    loss, gradients, _, (logps, answer_logps) = in_turn(
-        lambda *rows: value_and_grad(policy_part, state.policy.lora, accumulate, *rows),
-        reward_gradients, batch, ref_logps, advantages,
+    policy, old_logps, improved = policy_update(
+        state.policy, params, grammar, batch, ref_logps, advantages, None, replay, after=reward_gradients, config=config,
+        options=options, optimizer=policy_optimizer, accumulate=accumulate, compute_dtype=compute_dtype, rules=rules,
+        remat=remat,
     )  # fmt: skip
-    surrogate, metrics = surrogate_of(logps, ref_logps, advantages, batch)
-    answer_loss = jnp.sum(_answer_losses(answer_logps, batch)) / jnp.maximum(answered, 1)
-    replayed = jnp.float32(0)
-    if options.sft_weight > 0:
-        weight = loss_weight(grammar, replay, 1.0)
-
-        def replay_part(lora: Adapter, micro: SFTBatch) -> Any:
-            part, _ = sft_part(
-                cast(lora, compute_dtype), params, grammar, micro, weight, config=config,
-                lora_scale=options.lora_scale, rules=rules, remat=remat,
-            )  # fmt: skip
-            return part, (None, None)
-
-        replayed, more, _, _ = in_turn(
-            lambda rows: value_and_grad(replay_part, state.policy.lora, accumulate, rows), gradients, replay
-        )
-        gradients = jax.tree.map(lambda g, m: g + options.sft_weight * m, gradients, more)
-        loss = loss + options.sft_weight * replayed
-
-    new_state = OSIPOState(
-        apply_gradients(state.policy, gradients, policy_optimizer),
-        apply_gradients(state.reward, reward_gradients, reward_optimizer, enabled=jnp.any(complete)),
-    )
+    reward = apply_gradients(state.reward, reward_gradients, reward_optimizer, enabled=jnp.any(complete))
     values = jnp.sum(rewards, axis=1)
     auc, pairs = within_group_auc(values, outcomes.reshape(-1), groups)
     informative = informative_rollouts(outcomes.reshape(-1), groups)
     sampled = jnp.sum(batch.rollouts.valid)
     decisions = jnp.sum(batch.rollouts.entropy > 0)
-    diagnostics = {
-        "loss": loss,
-        "surrogate": surrogate,
-        "answer_loss": answer_loss,
-        "replay_loss": replayed,
+    diagnostics = improved | {
         "outcome": jnp.mean(outcomes),
         "outcome_variance": within_group_variance(outcomes.reshape(-1), groups),
         "flat_groups": 1 - jnp.mean(informative.astype(jnp.float32)),
@@ -275,10 +200,6 @@ def osipo_step(
         "valid_rate": jnp.mean(complete.astype(jnp.float32)),
         "chain_tokens": sampled / (users * count),
         "entropy": jnp.sum(batch.rollouts.entropy) / jnp.maximum(decisions, 1),
-        "clip_fraction": metrics["clip_fraction"],
-        "ratio": metrics["ratio"],
-        "kl": metrics["kl"] * metrics["tokens"] / (users * count),
-        "grad_norm": optax.tree.norm(gradients),
         "reward_loss": reward_loss,
         "reward_grad_norm": optax.tree.norm(reward_gradients),
         "reward_accuracy": reward_metrics["accuracy"],
@@ -289,48 +210,44 @@ def osipo_step(
         "process_weight": jnp.asarray(process_weight, jnp.float32),
         **credit_by_segment(rewards, present, advantages, segments),
     }
-    return new_state, diagnostics
+    found = Judged(ref_logps, advantages, old_logps, diagnostics["process_weight"])
+    return OSIPOState(policy, reward), found, diagnostics
+
+
+def osipo_step(*arguments: Any, **options: Any) -> tuple[OSIPOState, dict[str, jax.Array]]:
+    """:func:`osipo_first` for rollouts that serve one update: state and diagnostics alone."""
+    state, _, diagnostics = osipo_first(*arguments, **options)
+    return state, diagnostics
+
+
+def osipo_again(
+    state: OSIPOState,
+    params: Mapping[str, Any],
+    grammar: GrammarArrays,
+    batch: OSIPOBatch,
+    judged: Judged,
+    replay: SFTBatch,
+    *,
+    policy_optimizer: optax.GradientTransformation,
+    **options: Any,
+) -> tuple[OSIPOState, dict[str, jax.Array]]:
+    """One more update of θ on rollouts that an earlier :func:`osipo_first` has judged; φ stays as it is.
+
+    Args:
+      judged: what that update returned. Advantages and log π_old are fixed; the ratio and its clipping bound how far the
+        policy moves from the one that sampled.
+      options: as those of :func:`osipo_first` that :func:`~scaletot_jax.student.policy_update.policy_update` takes.
+
+    Returns:
+      The new state and the policy's scalar diagnostics.
+    """
+    policy, _, improved = policy_update(
+        state.policy, params, grammar, batch, judged.ref_logps, judged.advantages, judged.old_logps, replay,
+        after=judged, optimizer=policy_optimizer, **options,
+    )  # fmt: skip
+    return OSIPOState(policy, state.reward), improved | {"process_weight": judged.process_weight}
 
 
 def _groups(users: int, count: int) -> jax.Array:
     """Group label of each rollout, int32 [U·N]."""
     return jnp.repeat(jnp.arange(users, dtype=jnp.int32), count)
-
-
-def _answer_losses(answer_logps: jax.Array, rows: OSIPOBatch) -> jax.Array:
-    """Ordinal cross-entropy of each rollout's answer [U, N]; 0 where the chain has no end."""
-    complete = rows.rollouts.complete
-    targets = jnp.repeat(rows.buckets[:, None], complete.shape[1], axis=1)
-    losses = ordinal_cross_entropy(answer_logps, targets)
-    return jnp.where(complete, losses, 0.0)
-
-
-def _score(
-    lora: Adapter,
-    params: Mapping[str, Any],
-    grammar: GrammarArrays,
-    rows: OSIPOBatch,
-    config: LMConfig,
-    options: OSIPOOptions,
-    rules: ShardingRules | None,
-    remat: bool | str,
-) -> TokenLogProbs:
-    """Policy log-probabilities of the rollouts under one adapter, [U, N, R]."""
-    rollouts = rows.rollouts
-    packed = pack(rows.prompts, rows.prompt_valid, rollouts.tokens, rollouts.valid)
-    hidden = predicting_states(
-        params, config, packed, lora=lora, lora_scale=options.lora_scale, remat=remat, rules=rules
-    )
-    if rules is not None:
-        hidden = constrain(hidden, "batch", None, "tokens", "activation", rules=rules)
-    return token_log_probs(
-        params,
-        config,
-        hidden,
-        grammar,
-        rollouts.states,
-        rollouts.tokens,
-        rollouts.valid,
-        temperature=options.temperature,
-        rules=rules,
-    )

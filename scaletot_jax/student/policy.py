@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from scaletot_jax.chains.automaton import CompiledChain
 from scaletot_jax.chains.reserved import compile_for
@@ -22,6 +24,8 @@ from scaletot_jax.lm.exit import truncate
 from scaletot_jax.lm.load import LoadedLM, load_model
 from scaletot_jax.lm.padding import round_up
 from scaletot_jax.lm.tokenizer import Tokenizer
+from scaletot_jax.parallel.distributed import place
+from scaletot_jax.parallel.sharding import ShardingRules, parameter_shardings, replicated
 from scaletot_jax.profiles.prompt_ids import fit_profile
 from scaletot_jax.run import Run
 from scaletot_jax.student.adapter import Adapter, load_adapter
@@ -74,7 +78,8 @@ def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = No
 
     Args:
       which: ``"base"`` (no training; calibrated where truncated), ``"sft"`` or ``"osipo"``.
-      loaded: the run's language model, where it is in memory already.
+      loaded: the run's language model, where it is in memory already; a student trained as a whole takes over its dtypes
+        and its places on the devices.
 
     Raises:
       ValueError: another ``which``.
@@ -101,6 +106,22 @@ def load_student(run: Run, which: str = "osipo", *, loaded: LoadedLM | None = No
         if which == "sft":
             return student
     return student.with_lora(load_adapter(run.workdir / which / "adapter.safetensors"))
+
+
+def load_split(run: Run, dtype: Any) -> LoadedLM:
+    """The run's language model on the active mesh, a tensor and a shard at a time; matrices in ``dtype``, the rest float32."""
+    mesh = jax.sharding.get_mesh()
+    return load_model(run.config["lm"]["weights"], mesh=mesh, dtype=dtype, vectors=jnp.float32)
+
+
+def split(student: Student) -> Student:
+    """The student on the active mesh: parameters and adapter split as the steps split them, the grammar whole everywhere."""
+    mesh, rules = jax.sharding.get_mesh(), ShardingRules()
+    assert isinstance(mesh, Mesh) and not mesh.empty
+    params, lora = ((tree, parameter_shardings(tree, mesh, rules)) for tree in (student.params, student.lora))
+    return dataclasses.replace(
+        student, params=place(*params), lora=place(*lora), grammar=place(student.grammar, replicated(mesh))
+    )
 
 
 def build_student(run: Run, params: dict[str, Any], config: LMConfig, tokenizer: Tokenizer) -> Student:

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.files import read_arrays, read_table, write_arrays
-from scaletot_jax.lm.load import LoadedLM, load_model
+from scaletot_jax.lm.load import LoadedLM
 from scaletot_jax.parallel.compile import ShardedStep, shard_step
-from scaletot_jax.parallel.distributed import barrier, gather, leads, place
+from scaletot_jax.parallel.distributed import agree, barrier, gather, place
 from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import Population, open_population
@@ -33,7 +33,7 @@ from scaletot_jax.student.examples import Examples, blank_example, build_example
 from scaletot_jax.student.full import FullState, compute_copy, decayed, full_sft_step, save_parameters, start_full
 from scaletot_jax.student.held_out import held_out_scores
 from scaletot_jax.student.loop import Keeper
-from scaletot_jax.student.policy import Student, build_student, check_layers, shorten
+from scaletot_jax.student.policy import Student, build_student, check_layers, load_split, shorten, split
 from scaletot_jax.student.sft_step import SFTBatch, loss_weight, sft_part, sft_step
 from scaletot_jax.student.throughput import FULL, LORA, count_work, model_flops
 from scaletot_jax.teacher.identity import identity_of_model
@@ -47,21 +47,27 @@ def sft(run: Run) -> Stage:
     if stage.done:
         return stage
     population = open_population(run)
-    loaded = load_model(run.config["lm"]["weights"])
-    student = base_student(run, stage, population, loaded)
-    examples, held = hold_out(
-        load_examples(run, population, student), run.config["sft"]["eval_fraction"], run.config["seed"]
-    )
+    full, dtype = run.config["student"]["trainable"] == "full", jnp.dtype(run.config["student"]["compute_dtype"])
+
+    def score(name: str, student: Student) -> dict[str, Any]:
+        multiplied = student.with_params(compute_copy(student.params, student.config, dtype))
+        return held_out_scores(run, stage, name, multiplied, population)
+
     with jax.set_mesh(make_mesh(**run.config["mesh"])):
-        before = held_out_scores(run, stage, "base", student, population)
+        # A frozen base is held as it is multiplied, trained parameters as their float32 master.
+        student = base_student(run, stage, population, load_split(run, jnp.float32 if full else dtype))
+        examples, held = hold_out(
+            load_examples(run, population, student), run.config["sft"]["eval_fraction"], run.config["seed"]
+        )
+        before = score("base", student)
         weights, kept = train(run, stage, student, examples, held)
-        if run.config["student"]["trainable"] == "full":
-            trained, written = student.with_params(jax.tree.map(jnp.asarray, weights)), "student.safetensors"
+        if full:
+            trained, written = student.with_params(weights), "student.safetensors"
             save_parameters(stage.path(written), weights)
         else:
             trained, written = student.with_lora(weights), "adapter.safetensors"
-            save_adapter(stage.path(written), weights)
-        after = held_out_scores(run, stage, "sft", trained, population)
+            save_adapter(stage.path(written), gather(weights))
+        after = score("sft", trained)
     artifacts = [written, "steps.jsonl", "scores.json"]
     if run.config["student"]["num_layers"]:
         artifacts.append("exit.safetensors")
@@ -82,20 +88,20 @@ def sft(run: Run) -> Stage:
 
 
 def base_student(run: Run, stage: Stage, population: Population, loaded: LoadedLM) -> Student:
-    """The untrained student; a shorter one is calibrated once, and the exit map is kept in the stage's folder."""
+    """The untrained student on the mesh; a shorter one is calibrated once, and the exit map is kept in the stage's folder."""
     num_layers = run.config["student"]["num_layers"]
     if not num_layers:
-        return build_student(run, loaded.params, loaded.config, loaded.tokenizer)
+        return split(build_student(run, loaded.params, loaded.config, loaded.tokenizer))
     check_layers(loaded.config, num_layers)
     path = stage.path("exit.safetensors")
-    if leads() and not path.exists():
+    if not agree(path.exists()):
         whole = build_student(run, loaded.params, loaded.config, loaded.tokenizer)
         arrays = load_examples(run, population, whole).arrays
         count = run.config["student"]["exit_texts"]
         tokens, valid = _joined(arrays, count)
         write_arrays(path, exit_map(loaded.params, loaded.config, num_layers, tokens, valid))
     barrier("exit map")
-    return build_student(run, *shorten(loaded, num_layers, read_arrays(path)), loaded.tokenizer)
+    return split(build_student(run, *shorten(loaded, num_layers, read_arrays(path)), loaded.tokenizer))
 
 
 def load_examples(run: Run, population: Population, student: Student) -> Examples:
@@ -119,7 +125,7 @@ def train(
       held: examples kept out of the training; their loss is logged at every checkpoint.
 
     Returns:
-      What was trained, on the host: the adapter, or the parameters where ``student.trainable`` is ``full``; and the step
+      What was trained, on the mesh: the adapter, or the parameters where ``student.trainable`` is ``full``; and the step
       it is from: the last one, or with ``sft.keep = best`` the checkpoint with the lowest evaluation loss.
     """
     settings = run.config["sft"]
@@ -158,7 +164,7 @@ def train(
     kept = total
     if settings["keep"] == "best" and (best := keeper.best(state)) is not None:
         state, kept = best
-    return gather(state[0]), kept
+    return state[0], kept
 
 
 def evaluate(

@@ -89,12 +89,13 @@ def windows(rows: Iterable[Mapping[str, Any]], pairs: int) -> list[Interval]:
     """The full windows of a run so far: consecutive updates with a process weight.
 
     Args:
+      rows: of the step log; updates on rollouts that an earlier one has judged bring no pairs of their own and are left out.
       pairs: a window closes with the update that brings its pairs to this number, at least 1, and not before
         :data:`MIN_UPDATES` updates.
     """
     found, window = [], []
     for row in rows:
-        if not row["process_weight"]:
+        if not row["process_weight"] or "value_pairs" not in row:
             continue
         window.append(row)
         if len(window) >= MIN_UPDATES and sum(row["value_pairs"] for row in window) >= pairs:

@@ -56,6 +56,18 @@ def test_gradient_equals_finite_differences(ratio, aggregation):
         np.testing.assert_allclose(gradient, numeric, atol=1e-8)
 
 
+def test_divergences_are_unbiased_under_the_policy_that_sampled():
+    """π_old is uniform over four tokens and drew each of them once, so a mean over tokens is its expectation."""
+    policy, ref = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.4, 0.4, 0.1, 0.1])
+    with float64():
+        _, metrics = compiled(osipo_loss, aggregation="token_mean", num_segments=1)(
+            np.log(policy)[:, None], np.log(np.full((4, 1), 0.25)), np.ones((4, 1)), np.zeros((4, 1), np.int32),
+            ref_logps=np.log(ref)[:, None],
+        )  # fmt: skip
+    np.testing.assert_allclose(metrics["kl"], np.sum(policy * np.log(policy / ref)), rtol=1e-12)
+    np.testing.assert_allclose(metrics["old_kl"], np.mean(np.log(0.25 / policy)), rtol=1e-12)
+
+
 def with_reference(logps, old, advantages, ids, ref, **options):
     return osipo_loss(logps, old, advantages, ids, ref_logps=ref, **options)
 

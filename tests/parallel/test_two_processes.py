@@ -8,13 +8,15 @@ import time
 import line
 import numpy as np
 import pytest
+import quick_compile
 import tiny
 from parallel import processes
 from student.test_stages import teach_by_hand
 
+from scaletot_jax import cli
 from scaletot_jax.config import load_config
 from scaletot_jax.errors import PreemptedError
-from scaletot_jax.files import read_arrays
+from scaletot_jax.files import read_arrays, read_json
 from scaletot_jax.profiles.prepare import prepare
 from scaletot_jax.run import Run
 from scaletot_jax.step_log import read_steps
@@ -47,23 +49,37 @@ Keeper.after = after
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("two")
     recipe = line.write_recipe(place)
-    tiny.write_tiny_lm(place / "tiny_lm", layers=1)
+    tiny.write_tiny_lm(place / "tiny_lm", layers=2)
     with Run(place / "prepared", load_config(recipe).to_dict()) as run:
         prepare(run)
         teach_by_hand(run)
     return place
 
 
-def start(place, name, verbs, *, count, slow=False):
-    """Stages on a mesh of two devices, of one process or of two, in the run directory ``name``."""
+CHANGES = {
+    "mesh.data": "2", "sft.batch_size": "4", "sft.epochs": "2", "osipo.updates": "2", "osipo.eval_profiles": "8",
+    "sft.remat": "none", "osipo.remat": "none", "student.num_layers": "1", "student.exit_texts": "8",
+}  # fmt: skip
+
+
+def arguments(place, name):
+    """Stages on a mesh of two devices, in the run directory ``name``."""
     if not (place / name).exists():
         shutil.copytree(place / "prepared", place / name)
-    arguments = [verbs, "--config", str(place / "line.py"), "--workdir", str(place / name), "--config.mesh.data=2"]
-    arguments += ["--config.sft.batch_size=4", "--config.sft.epochs=2", "--config.osipo.updates=2"]
-    arguments += ["--config.sft.remat=none", "--config.osipo.remat=none"]  # compiles faster
-    environ = processes.environment(devices=2 // count, cache=place / f"cache{count}")
-    environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # half the time to compile
-    return processes.start((SLOW if slow else "") + VERBS, *arguments, processes=count, environ=environ)
+    changes = [f"--config.{key}={value}" for key, value in CHANGES.items()]
+    return ["--config", str(place / "line.py"), "--workdir", str(place / name), *changes]
+
+
+def here(place, name, *verbs):
+    """In this process."""
+    for verb in verbs:
+        assert cli.main([verb, *arguments(place, name)]) == 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(place):
+    with quick_compile.here(place / "cache"):
+        yield
 
 
 def artifacts(folder, stage):
@@ -73,13 +89,14 @@ def artifacts(folder, stage):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    [(code, _, err)] = processes.finish(start(place, "one", "sft,osipo", count=1))
-    assert code == 0, err
+    here(place, "one", "sft", "osipo")
     return place / "one"
 
 
 def test_two_processes_equal_one(place, alone):
-    done = processes.finish(start(place, "two", "sft,osipo", count=2))
+    environ = processes.environment(cache=place / "cache2") | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    group = processes.start(VERBS, "sft,osipo", *arguments(place, "two"), processes=2, environ=environ)
+    done = processes.finish(group)
     assert [code for code, _, _ in done] == [0, 0], done
     two = place / "two"
     for stage in ("sft", "osipo"):
@@ -91,12 +108,18 @@ def test_two_processes_equal_one(place, alone):
         for name in one:
             np.testing.assert_allclose(other[name], one[name], atol=1e-5)
         assert artifacts(two, stage).keys() == artifacts(alone, stage).keys()
+        scores, others = (read_json(folder / stage / "scores.json") for folder in (alone, two))
+        assert scores.keys() == others.keys()
+        for which in scores:
+            np.testing.assert_allclose(others[which]["rps"], scores[which]["rps"], atol=1e-6)
     assert "sft: " in done[0][1] and "sft: " not in done[1][1]  # the first alone says where the result lies
 
 
 def test_sigterm_saves_and_the_same_command_continues(place, alone):
     """The end is the undisturbed run's, byte for byte."""
-    [process] = group = start(place, "preempted", "sft", count=1, slow=True)
+    environ = processes.environment() | quick_compile.environment(place / "cache")
+    group = processes.start(SLOW + VERBS, "sft", *arguments(place, "preempted"), processes=1, environ=environ)
+    [process] = group
     deadline = time.monotonic() + 120
     folder = place / "preempted" / "sft"
     while len(read_steps(folder / "steps.jsonl")) < 1:
@@ -109,6 +132,5 @@ def test_sigterm_saves_and_the_same_command_continues(place, alone):
     stopped = len(read_steps(folder / "steps.jsonl"))
     assert stopped < len(read_steps(alone / "sft" / "steps.jsonl"))
     assert (folder / "checkpoints" / str(stopped)).is_dir() and not (folder / "stage.json").exists()
-    [(code, _, err)] = processes.finish(start(place, "preempted", "sft", count=1))
-    assert code == 0, err
+    here(place, "preempted", "sft")
     assert artifacts(place / "preempted", "sft") == artifacts(alone, "sft")

@@ -15,8 +15,17 @@ from scaletot_jax.student import osipo_step as module
 from scaletot_jax.student.adapter import adamw, start
 from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
 from scaletot_jax.student.labelled import Labelled, pooled
-from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step, outcomes_of
+from scaletot_jax.student.osipo_step import (
+    OSIPOBatch,
+    OSIPOOptions,
+    OSIPOState,
+    osipo_again,
+    osipo_first,
+    osipo_step,
+    outcomes_of,
+)
 from scaletot_jax.student.policy import encode_prompts
+from scaletot_jax.student.policy_update import answer_losses
 from scaletot_jax.student.rollout import request_keys, sample_chains
 from scaletot_jax.student.sft_step import SFTBatch
 
@@ -42,32 +51,70 @@ def fresh(lora=STUDENT.lora):
     return OSIPOState(start(lora, OPTIMIZER), start(lora, OPTIMIZER))
 
 
-def stepper(options=OPTIONS):
-    return jax.jit(
-        partial(
-            osipo_step,
-            config=STUDENT.config,
-            options=options,
-            policy_optimizer=OPTIMIZER,
-            reward_optimizer=OPTIMIZER,
-        )
-    )
+QUICK = {"xla_backend_optimization_level": 0}  # compiles faster
 
 
-STEP = stepper()
-PLAIN = stepper(dataclasses.replace(OPTIONS, answer_weight=0.0, sft_weight=0.0))  # surrogate and KL alone
+def jitted(step, options=OPTIONS, **more):
+    step = partial(step, config=STUDENT.config, options=options, policy_optimizer=OPTIMIZER, **more)
+    return jax.jit(step, compiler_options=QUICK)
+
+
+FIRST, AGAIN = jitted(osipo_first, reward_optimizer=OPTIMIZER), jitted(osipo_again)
+# Surrogate and KL alone.
+BARE = jitted(osipo_first, dataclasses.replace(OPTIONS, answer_weight=0.0, sft_weight=0.0), reward_optimizer=OPTIMIZER)
+
+
+def STEP(*arguments):
+    return FIRST(*arguments)[::2]
+
+
+def PLAIN(*arguments):
+    return BARE(*arguments)[::2]
 
 
 def test_first_update_is_on_policy():
     """θ = reference = φ: ratio 1, nothing clipped, no KL, the reward model is silent."""
     batch = OSIPOBatch(PROMPTS, VALID, rollouts(0), BUCKETS)
     state, metrics = STEP(fresh(), STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.1)
-    assert abs(float(metrics["ratio"]) - 1) < 1e-4 and float(metrics["clip_fraction"]) == 0
+    assert float(metrics["ratio"]) == 1 and float(metrics["clip_fraction"]) == float(metrics["old_kl"]) == 0
+    assert float(metrics["sampler_gap"]) < 1e-5
     assert abs(float(metrics["kl"])) < 1e-6 and float(metrics["valid_rate"]) == 1
     assert float(metrics["value_auc"]) == 0.5 and float(metrics["value_pairs"]) > 0
     assert float(metrics["outcome_variance"]) > 0 and float(metrics["grad_norm"]) > 0
     moved = jax.tree.map(lambda new, old: float(np.abs(np.asarray(new - old)).max()), state.reward.lora, STUDENT.lora)
     assert max(moved.values()) > 0
+
+
+def test_another_update_on_the_same_rollouts():
+    """From the policy that sampled it is the first update; from the policy after that one the ratios are the true ones."""
+    sampled = rollouts(5)
+    batch = OSIPOBatch(PROMPTS, VALID, sampled, BUCKETS)
+    frozen = (STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.1)
+    before = fresh()
+    after, judged, first = FIRST(before, *frozen)
+    same, repeated = AGAIN(before, STUDENT.params, STUDENT.grammar, batch, judged, REPLAY)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), same.policy.lora, after.policy.lora)
+    jax.tree.map(np.testing.assert_array_equal, same.reward, before.reward)
+    np.testing.assert_allclose(repeated["loss"], first["loss"], rtol=1e-5)
+    assert float(repeated["process_weight"]) == np.float32(0.1)
+
+    _, now, _ = FIRST(after, *frozen)  # its log π_old is log π of the moved policy
+    _, metrics = AGAIN(after, STUDENT.params, STUDENT.grammar, batch, judged, REPLAY)
+    ids = np.asarray(sampled.segment_ids)
+    change = np.asarray(now.old_logps, np.float64) - np.asarray(judged.old_logps, np.float64)
+    ahead = np.cumsum(ids == -2, axis=-1) == 0  # nothing at or after the answer is credited
+    ratio, clipped, tokens = 0.0, 0, 0
+    advantages = np.asarray(judged.advantages)
+    for u, n, t in zip(*np.nonzero((ids >= -1) & ahead), strict=True):
+        own = np.exp(change[u, n][ids[u, n] == ids[u, n, t]].mean() if ids[u, n, t] >= 0 else change[u, n, t])
+        ratio, tokens = ratio + own, tokens + 1
+        clipped += own > 1.28 if advantages[u, n, t] > 0 else own < 0.8 if advantages[u, n, t] < 0 else 0
+    np.testing.assert_allclose(metrics["ratio"], ratio / tokens, rtol=1e-4)
+    np.testing.assert_allclose(metrics["clip_fraction"], clipped / tokens, atol=1e-6)
+    d = np.asarray(judged.ref_logps, np.float64) - now.old_logps
+    kl = np.where((ids >= -1) & ahead, np.exp(change) * (np.exp(d) - d - 1), 0)
+    np.testing.assert_allclose(metrics["kl"], kl.sum() / ids[..., 0].size, rtol=1e-3)
+    assert abs(float(metrics["ratio"]) - 1) > 1e-4 and float(metrics["old_kl"]) > 0
 
 
 def test_outcome_reads_the_answer_of_the_rollouts_own_chain():
@@ -116,7 +163,7 @@ def test_a_distribution_will_do_as_label():
     sampled, certain = rollouts(0), jax.nn.one_hot(BUCKETS, 4)
     np.testing.assert_allclose(outcomes_of(sampled, certain), outcomes_of(sampled, BUCKETS), atol=1e-6)
     logps = jnp.log(jnp.maximum(sampled.answers, 1e-30))
-    losses = [module._answer_losses(logps, OSIPOBatch(PROMPTS, VALID, sampled, of)) for of in (certain, BUCKETS)]
+    losses = [answer_losses(logps, OSIPOBatch(PROMPTS, VALID, sampled, of)) for of in (certain, BUCKETS)]
     np.testing.assert_allclose(*losses, atol=1e-6)
 
 

@@ -7,20 +7,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import quick_compile
 import tiny
 from safetensors.numpy import load_file
 
+import scaletot_jax.student.osipo as osipo_stage
+import scaletot_jax.student.sft as sft_stage
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.config import default_config
-from scaletot_jax.files import read_table, write_table
+from scaletot_jax.files import read_json, read_table, write_table
+from scaletot_jax.lm import placement
+from scaletot_jax.lm.load import load_model
+from scaletot_jax.parallel.checkpoint import Checkpoints
 from scaletot_jax.profiles.prepare import prepare
 from scaletot_jax.run import Run
 from scaletot_jax.step_log import read_steps
+from scaletot_jax.student import held_out
+from scaletot_jax.student.loop import Keeper
 from scaletot_jax.student.policy import load_student
 from scaletot_jax.student.states import reasoning_states
 
@@ -43,9 +52,9 @@ def configuration(weights):
     config.sft.learning_rate = 1e-2
     config.sft.checkpoint_every = 2
     config.osipo.updates = 4
-    config.osipo.prompts = 2
-    config.osipo.accumulate = 2
-    config.osipo.rollouts = 3
+    config.osipo.prompts = 4
+    config.osipo.remat = "none"  # compiles faster
+    config.osipo.rollouts = 2
     config.osipo.warmup_updates = 1
     config.osipo.checkpoint_every = 1
     config.osipo.eval_profiles = 12
@@ -80,52 +89,83 @@ def teach_by_hand(run):
 def prepared(tmp_path_factory):
     place = tmp_path_factory.mktemp("student")
     config = configuration(tiny.write_tiny_lm(place / "lm", layers=3))
-    (place / "config.json").write_text(json.dumps(config))
     with Run(place / "prepared", config) as run:
         prepare(run)
         teach_by_hand(run)
     return place, config
 
 
-PROGRAM = """
-import json, os, sys
-from scaletot_jax.run import Run
-import scaletot_jax.student.loop as loop
-name, folder, config, stop = sys.argv[1:]
-saved = 0
-if int(stop):
-    import scaletot_jax.parallel.checkpoint as checkpoint
-    inner = checkpoint.Checkpoints.save
-    def save(units, *arguments, **options):
-        global saved
-        inner(units, *arguments, **options)
-        saved += 1
-        if saved == int(stop):
+@pytest.fixture(scope="module", autouse=True)
+def quick(prepared):
+    with quick_compile.here(prepared[0] / "cache"):
+        yield
+
+
+class Killed(BaseException):
+    """Stands for the end of the process right after a checkpoint."""
+
+
+def stage(folder, config, name, *, stop=0):
+    """Runs a stage; with ``stop`` it ends right after that many checkpoints."""
+    save, saved = Checkpoints.save, []
+
+    def counted(units, *arguments, **options):
+        save(units, *arguments, **options)
+        saved.append(0)
+        if len(saved) == stop:
             units.wait()
-            os._exit(9)
-    checkpoint.Checkpoints.save = save
-if os.environ.get("EVER_WORSE"):
-    import scaletot_jax.student.sft as sft_stage
-    calls = []
-    sft_stage.evaluate = lambda *rest: calls.append(0) or {"eval_loss": float(os.environ["EVER_WORSE"]) + len(calls)}
-import importlib
-with Run(folder, json.load(open(config))) as run:
-    getattr(importlib.import_module("scaletot_jax.student." + name), name)(run)
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, Run(folder, config) as run:
+        patch.setattr(Checkpoints, "save", counted)
+        try:
+            {"sft": sft_stage.sft, "osipo": osipo_stage.osipo}[name](run)
+        except Killed:
+            assert stop
+        else:
+            assert not stop
+
+
+KILLED = """
+import json, os, sys
+from scaletot_jax.parallel.checkpoint import Checkpoints
+from scaletot_jax.run import Run
+from scaletot_jax.student.osipo import osipo
+from scaletot_jax.student.sft import sft
+folder, config, name, stop = sys.argv[1:]
+save, saved = Checkpoints.save, []
+def counted(units, *arguments, **options):
+    save(units, *arguments, **options)
+    saved.append(0)
+    if len(saved) == int(stop):
+        units.wait()
+        os._exit(9)
+Checkpoints.save = counted
+with Run(folder, json.loads(config)) as run:
+    {"sft": sft, "osipo": osipo}[name](run)
 """
 
 
-def stage(place, folder, name, *, stop=0, config="config.json"):
-    """Runs a stage in a process of its own; with ``stop`` the process dies right after that many checkpoints."""
+def killed(folder, config, name, *, stop):
+    """The same in a process of its own, which dies there without a word."""
     environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    command = [sys.executable, "-c", PROGRAM, name, str(folder), str(place / config), str(stop)]
+    environ |= quick_compile.environment(folder.parent / "cache")
+    command = [sys.executable, "-c", KILLED, str(folder), json.dumps(config), name, str(stop)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=600)
-    assert done.returncode == (9 if stop else 0), done.stderr
-    return done
+    assert done.returncode == 9, done.stderr
+
+
+def changed(config, **sections):
+    """The configuration with some keys of some sections changed."""
+    return config | {name: config[name] | keys for name, keys in sections.items()}
+
+
+def copied(source, place, without=()):
+    """A copy of a run directory without the work of some stages."""
+    shutil.copytree(source, place)
+    for name in without:
+        shutil.rmtree(place / name)
+    return place
 
 
 def artifacts(folder, name):
@@ -136,10 +176,9 @@ def artifacts(folder, name):
 @pytest.fixture(scope="module")
 def undisturbed(prepared):
     place, config = prepared
-    folder = place / "undisturbed"
-    shutil.copytree(place / "prepared", folder)
-    stage(place, folder, "sft")
-    stage(place, folder, "osipo")
+    folder = copied(place / "prepared", place / "undisturbed")
+    stage(folder, config, "sft")
+    stage(folder, config, "osipo")
     return folder, config
 
 
@@ -155,7 +194,11 @@ def test_summaries(undisturbed):
     assert all(0 < score["rps"] < 1 and score["valid_rate"] == 1 and score["users"] == 12 for score in scores.values())
     assert len({score["rps"] for score in scores.values()}) == 3
     assert len({score["base_rate_rps"] for score in scores.values()}) == 1
-    assert osipo["updates"] == 4 and osipo["valid_rate"] == 1 and osipo["osipo_signal"] in (True, False)
+    assert (
+        osipo["updates"] == osipo["batches"] == 4
+        and osipo["valid_rate"] == 1
+        and osipo["osipo_signal"] in (True, False)
+    )
 
 
 def test_sft_loss_falls_and_osipo_logs_every_update(undisturbed):
@@ -169,6 +212,9 @@ def test_sft_loss_falls_and_osipo_logs_every_update(undisturbed):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row["process_weight"] > 0 for row in rows] == [False, True, True, True]
     assert rows[0]["kl"] == 0 and rows[-1]["kl"] > 0
+    # Every update is on policy by the trainer's own arithmetic, and the sampler's differs by rounding alone.
+    assert all(row["ratio"] == 1 and row["clip_fraction"] == row["old_kl"] == 0 for row in rows)
+    assert all(row["sampler_gap"] < 1e-5 for row in rows)
 
 
 def test_the_clock_keeps_its_times_apart(undisturbed):
@@ -185,19 +231,13 @@ def test_the_clock_keeps_its_times_apart(undisturbed):
 def test_all_parameters(prepared):
     """SFT of all parameters writes a whole student, and OSIPO trains adapters on it."""
     place, config = prepared
-    config = {
-        **config,
-        "student": {**config["student"], "trainable": "full"},
-        "osipo": {**config["osipo"], "updates": 1},
-    }
-    (place / "full.json").write_text(json.dumps(config))
-    folder = place / "full"
-    shutil.copytree(place / "prepared", folder)
+    config = changed(config, student={"trainable": "full"})
+    folder = copied(place / "prepared", place / "full")
     for name in ("sft", "osipo"):
-        stage(place, folder, name, config="full.json")
+        stage(folder, config, name)
     assert "student.safetensors" in artifacts(folder, "sft")[0]
     assert not (folder / "sft" / "adapter.safetensors").exists()
-    (row,) = read_steps(folder / "osipo" / "steps.jsonl")
+    row = read_steps(folder / "osipo" / "steps.jsonl")[0]
     assert row["kl"] == 0 and row["grad_norm"] > 0  # a fresh adapter is the reference
     with Run(folder, config, lock=False) as run:
         base, sft, osipo = (load_student(run, which) for which in ("base", "sft", "osipo"))
@@ -209,16 +249,12 @@ def test_all_parameters(prepared):
 def test_the_best_checkpoint_can_be_the_result(prepared, monkeypatch):
     """Where every evaluation is worse than the one before, the result is the student of the first."""
     place, config = prepared
-    config = json.loads(json.dumps(config))
-    config["sft"]["keep"] = "best"
-    (place / "best.json").write_text(json.dumps(config))
-    monkeypatch.setenv("EVER_WORSE", "1")
-    folder = place / "best"
-    shutil.copytree(place / "prepared", folder)
-    stage(place, folder, "sft", config="best.json", stop=1)
+    config, losses = changed(config, sft={"keep": "best"}), iter(range(9))
+    monkeypatch.setattr(sft_stage, "evaluate", lambda *_: {"eval_loss": float(next(losses))})
+    folder = copied(place / "prepared", place / "best")
+    stage(folder, config, "sft", stop=1)
     first = restore_arrays(folder / "sft" / "checkpoints")
-    monkeypatch.setenv("EVER_WORSE", "2")
-    stage(place, folder, "sft", config="best.json")
+    stage(folder, config, "sft")
     assert artifacts(folder, "sft")[1]["kept_step"] == 2
     kept = load_file(folder / "sft" / "adapter.safetensors")
     assert kept.keys() == first.keys() and all(np.array_equal(kept[name], first[name]) for name in kept)
@@ -231,36 +267,132 @@ def restore_arrays(directory):
     return {name: np.asarray(value) for name, value in found["arrays"]["lora"].items()}
 
 
-@pytest.mark.parametrize("name,stops", [("sft", (1, 2)), ("osipo", (1, 1))])
-def test_resume_is_bitwise(prepared, undisturbed, name, stops):
-    """Killed after the first checkpoint, then again after later ones: the same adapter, log and scores, byte for byte."""
-    place, _ = prepared
-    folder = place / f"disturbed-{name}"
-    shutil.copytree(undisturbed[0], folder)
-    expected = artifacts(folder, name)
-    shutil.rmtree(folder / name)
-    for stop in stops:
-        stage(place, folder, name, stop=stop)
-        with open(folder / name / "steps.jsonl", "a") as handle:
-            handle.write('{"loss": 1.0, "step": 999}\n{"torn')  # what a kill between two checkpoints may leave
-    stage(place, folder, name)
-    assert artifacts(folder, name) == expected
+def torn(folder, name):
+    """Adds to the log what a kill between two checkpoints may leave."""
+    with open(folder / name / "steps.jsonl", "a") as handle:
+        handle.write('{"loss": 1.0, "step": 999}\n{"torn')
 
 
-def test_a_damaged_newest_checkpoint_costs_its_steps_alone(prepared, undisturbed):
-    place, _ = prepared
-    folder = place / "damaged"
-    shutil.copytree(undisturbed[0], folder)
-    expected = artifacts(folder, "osipo")
-    shutil.rmtree(folder / "osipo")
-    stage(place, folder, "osipo", stop=3)
-    newest = folder / "osipo" / "checkpoints" / "3"
-    for file in Path(newest / "arrays").rglob("*"):
+def test_sft_resumes_bitwise(prepared, undisturbed):
+    """Killed after the first checkpoint, then again after the third: the same adapter, log and scores, byte for byte."""
+    place, config = prepared
+    folder = copied(undisturbed[0], place / "sft", without=["sft"])
+    killed(folder, config, "sft", stop=1)
+    torn(folder, "sft")
+    stage(folder, config, "sft", stop=2)
+    torn(folder, "sft")
+    stage(folder, config, "sft")
+    assert artifacts(folder, "sft") == artifacts(undisturbed[0], "sft")
+
+
+def test_osipo_resumes_bitwise_and_a_damaged_checkpoint_costs_its_steps_alone(prepared, undisturbed, capfd):
+    place, config = prepared
+    folder = copied(undisturbed[0], place / "osipo", without=["osipo"])
+    stage(folder, config, "osipo", stop=1)
+    torn(folder, "osipo")
+    stage(folder, config, "osipo", stop=2)
+    for file in Path(folder / "osipo" / "checkpoints" / "3" / "arrays").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    done = stage(place, folder, "osipo")
-    assert "checkpoints/3 is damaged" in done.stderr
-    assert artifacts(folder, "osipo") == expected
+    stage(folder, config, "osipo")
+    assert "checkpoints/3 is damaged" in capfd.readouterr().err
+    assert artifacts(folder, "osipo") == artifacts(undisturbed[0], "osipo")
+
+
+@pytest.fixture(scope="module")
+def several(prepared, undisturbed):
+    """Five updates on two batches of rollouts: three on the first, two on the second."""
+    place, config = prepared
+    config = changed(config, osipo={"updates": 5, "epochs": 3, "learning_rate": 1e-2})
+    folder = copied(undisturbed[0], place / "several", without=["osipo"])
+    stage(folder, config, "osipo")
+    return folder, config
+
+
+def test_several_updates_on_the_same_rollouts(several):
+    folder, _ = several
+    rows = read_steps(folder / "osipo" / "steps.jsonl")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 1, 2]
+    assert [row["process_weight"] > 0 for row in rows] == [False, False, False, True, True]  # fixed with the rollouts
+    for row in rows:
+        fresh = row["epoch"] == 1
+        assert (row["ratio"] == 1 and row["old_kl"] == 0) == fresh and row["old_kl"] >= 0
+        # What the rollouts and the reward model say is said once, and their pairs are counted once.
+        assert all((name in row) == fresh for name in ("outcome", "valid_rate", "value_pairs", "reward_loss"))
+    assert rows[2]["old_kl"] > rows[1]["old_kl"] > 0 and rows[1]["surrogate"] < rows[0]["surrogate"]
+    summary = artifacts(folder, "osipo")[1]
+    assert summary["updates"] == 5 and summary["batches"] == 2
+    assert summary["outcome_last"] == rows[3]["outcome"] and summary["kl_last"] == rows[4]["kl"]
+    assert summary["value_pairs"] == rows[3]["value_pairs"]
+
+
+def test_resume_is_bitwise_inside_several_updates(prepared, several):
+    """Killed after the second update on the first rollouts, again after the first on the second ones, and after each."""
+    place, _ = prepared
+    folder = copied(several[0], place / "several-killed", without=["osipo"])
+    killed(folder, several[1], "osipo", stop=2)
+    torn(folder, "osipo")
+    for stop in (1, 1, 0):
+        stage(folder, several[1], "osipo", stop=stop)
+    assert artifacts(folder, "osipo") == artifacts(several[0], "osipo")
+
+
+def test_on_a_mesh_no_device_ever_holds_a_whole_matrix(prepared, undisturbed, monkeypatch):
+    """Eight devices, from the weights' file to the last held-out score: losses, scores and adapters are those of one."""
+    place, config = prepared
+    config = changed(config, mesh={"data": 2, "fsdp": 2, "tensor": 2}, sft={"accumulate": 1})
+    seen = []
+
+    def look():
+        for array in jax.live_arrays():
+            if array.shape in shapes:
+                seen.append(array.shape)
+                assert max(shard.data.size for shard in array.addressable_shards) == array.size // 4, array.sharding
+
+    def watch(owner, name):
+        inner = getattr(owner, name)
+
+        def watched(*arguments, **options):
+            look()
+            out = inner(*arguments, **options)
+            look()
+            return out
+
+        monkeypatch.setattr(owner, name, watched)
+
+    one = load_model(config["lm"]["weights"]).params
+    shapes = {one["embed"].shape}
+    shapes |= {(count, *leaf.shape[1:]) for count in (2, 3) for leaf in one["layers"].values() if leaf.ndim == 3}
+    del one
+    for owner, name in (
+        (placement, "_stack"),
+        (held_out, "answer_distributions"),
+        (Keeper, "resume"),
+        (Keeper, "after"),
+    ):
+        watch(owner, name)
+    monkeypatch.setattr(placement, "SMALL", 0)  # a layer at a time, as large models are read
+    folder, alone = copied(place / "prepared", place / "mesh"), undisturbed[0]
+    stage(folder, config, "sft")
+    losses = [[row["loss"] for row in read_steps(where / "sft" / "steps.jsonl")] for where in (folder, alone)]
+    np.testing.assert_allclose(*losses, atol=1e-6, rtol=1e-6)
+    ours, theirs = (load_file(where / "sft" / "adapter.safetensors") for where in (folder, alone))
+    for leaf in theirs:
+        np.testing.assert_allclose(ours[leaf], theirs[leaf], atol=1e-5)
+    ours, theirs = (read_json(where / "sft" / "scores.json") for where in (folder, alone))
+    for which in ("base", "sft"):
+        np.testing.assert_allclose(ours[which]["rps"], theirs[which]["rps"], atol=1e-6)
+
+    def train(run, stage, student, *_):  # its steps are those of tests/parallel, and take long to compile
+        look()
+        (stage.path("steps.jsonl")).write_text((alone / "osipo" / "steps.jsonl").read_text())
+        return jax.device_get(student.lora), jax.device_get(student.lora), {}
+
+    monkeypatch.setattr(osipo_stage, "train", train)
+    stage(folder, config, "osipo")
+    ours = read_json(folder / "osipo" / "scores.json")
+    np.testing.assert_allclose(ours["osipo"]["rps"], theirs["sft"]["rps"], atol=1e-6)
+    assert set(seen) == shapes
 
 
 def test_states_of_the_trained_student(undisturbed):
