@@ -321,10 +321,7 @@ def _stages(
     together = lengths.prompt + osipo["rollouts"] * lengths.chain
     packed, replayed = osipo["prompts"] * together, osipo["prompts"] * several
     decoded = osipo["prompts"] * osipo["rollouts"] * lengths.chain
-    # Sampling, the reference and the reward model come once a batch of rollouts, the policy and its replay at every update.
-    batches = -(-osipo["updates"] // osipo["epochs"])
-    judging = packed / rates.training + packed / rates.student + decoded / rates.decode
-    improving = (packed + replayed) / rates.training
+    batches, updating = osipo_seconds(osipo, packed, replayed, decoded, rates)
     # Policy, reward model and replay are passes one after another: the largest counts.
     osipo_memory = max(activations(osipo, osipo["prompts"], tokens) for tokens in (together, several))
     add(
@@ -334,7 +331,7 @@ def _stages(
         else f"{batches:,} batches x {osipo['prompts']} users x {osipo['rollouts']} chains, {osipo['updates']:,} updates",
         batches * osipo["prompts"] * osipo["rollouts"],
         batches * (packed + decoded),
-        (3 + (osipo["epochs"] > 1)) * COMPILE_S + batches * judging + osipo["updates"] * improving + evaluation,
+        (3 + (osipo["epochs"] > 1)) * COMPILE_S + updating + evaluation,
         base + weights * (1.5 + 3 * depth) + osipo_memory,
         60,
     )
@@ -369,6 +366,21 @@ def _stages(
     )
     add("report", "one page", 0, 0, 5, base, 1)
     return rows
+
+
+def osipo_seconds(
+    osipo: Mapping[str, Any], packed: float, replayed: float, decoded: float, rates: Rates
+) -> tuple[int, float]:
+    """Batches of rollouts and seconds of all updates: sampling, the reference and the reward model come once a batch, the
+    policy and its replay at every update.
+
+    Args:
+      packed, replayed: tokens of an update's rollouts and of its replayed chains, with their prompts.
+      decoded: tokens that are sampled for a batch.
+    """
+    batches = -(-osipo["updates"] // osipo["epochs"])
+    judging = packed / rates.training + packed / rates.student + decoded / rates.decode
+    return batches, batches * judging + osipo["updates"] * (packed + replayed) / rates.training
 
 
 def _leaves(tree: Any) -> list[Any]:

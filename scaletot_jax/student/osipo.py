@@ -154,7 +154,8 @@ def train(
                 batch = batch._replace(rollouts=place(rollouts, batch_shardings(rollouts, mesh, rules)))
                 jax.block_until_ready(batch)
                 clock.start()
-                weight = 0.0 if stopped or update <= settings["warmup_updates"] else settings["process_weight"]
+                warming = (update - 1) // epochs < settings["warmup_updates"]
+                weight = 0.0 if stopped or warming else settings["process_weight"]
                 found = step(state, params, reference, grammar, batch, replay, jnp.float32(weight))
                 state, metrics = found[0], found[-1]
                 flight = None if epochs == 1 else Flight(batch, found[1])

@@ -69,15 +69,16 @@ def prepare(run: Run, student: Student, users: Labelled, examples: Examples, sam
     optimizers = {
         name: adamw(
             rate,
-            steps=settings["updates"],
+            steps=steps,
             warmup=settings["warmup_steps"],
             weight_decay=0.0,
             clip_norm=settings["clip_norm"],
             schedule=settings["schedule"],
         )
-        for name, rate in (
-            ("policy", settings["learning_rate"]),
-            ("reward", settings["reward_learning_rate"]),
+        for name, rate, steps in (
+            ("policy", settings["learning_rate"], settings["updates"]),
+            # φ learns once a batch of rollouts.
+            ("reward", settings["reward_learning_rate"], -(-settings["updates"] // settings["epochs"])),
         )
     }
     options = OSIPOOptions(
@@ -87,8 +88,8 @@ def prepare(run: Run, student: Student, users: Labelled, examples: Examples, sam
         **{
             name: settings[name]
             for name in (
-                "temperature", "outcome_weight", "baseline", "gamma", "beta", "min_scale", "clip_low", "clip_high", "ratio", "aggregation", "kl_weight",
-                "answer_weight", "sft_weight",
+                "temperature", "outcome_weight", "baseline", "gamma", "beta", "min_scale", "clip_low", "clip_high", "ratio",
+                "aggregation", "kl_weight", "answer_weight", "sft_weight",
             )
         },
     )  # fmt: skip

@@ -112,6 +112,8 @@ def work(_):
     array = distributed.place(host, split)
     assert not array.is_fully_addressable and array.addressable_shards[0].data.shape == (2, 3)
     np.testing.assert_array_equal(distributed.gather(array), host)
+    distributed._PART = 20  # a row at a time
+    np.testing.assert_array_equal(distributed.gather(array), host)
     whole = digest({"x": array})
     with distributed.alone():
         assert distributed.count() == 1 and distributed.leads() and distributed.members() == {me}
