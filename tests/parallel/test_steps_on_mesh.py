@@ -34,7 +34,7 @@ MESHES = {
     "four": {"data": 2, "fsdp": 2},
     "data": {"data": 8},
     "fsdp": {"fsdp": 8},
-    "tensor": {"tensor": 8},
+    "tensor": {"data": 4, "tensor": 2},
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 
