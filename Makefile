@@ -9,12 +9,13 @@ CONFIG ?= configs/quickstart.py
 JOBS ?= 2
 TESTS ?= tests
 
-.PHONY: demo install test lint soak clean help
+.PHONY: demo install test lint docs soak clean help
 
 help:
 	@echo 'make demo     install the package, the weights and the data, run the whole line, print the report and the verdict'
 	@echo 'make test     install what the tests need and run the CI set'
 	@echo 'make install  the environment alone, with the test extra, in $(VENV)'
+	@echo 'make docs     the documentation as a site, in build/site'
 	@echo 'make soak     the long counts: thousands of random cases, a million rows (hours); TESTS=tests/... for a part'
 
 $(VENV)/.made:
@@ -41,6 +42,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import line
 import pyarrow.parquet as pq
@@ -85,6 +87,18 @@ def test_no_identifier_reaches_a_prompt_or_the_report(undisturbed, recipe):
     page = (workdir / "report" / "report.html").read_text()
     assert len(prompts) == table.num_rows and all(prompts)
     assert not [name for name in identifiers if name in page or any(name in prompt for prompt in prompts)]
+
+
+def test_the_code_of_the_tutorial_runs_on_a_finished_run(undisturbed, capsys):
+    workdir, _ = undisturbed
+    page = (Path(__file__).resolve().parents[1] / "docs" / "tutorial.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        assert "runs/quickstart" in block
+        exec(compile(block.replace("runs/quickstart", str(workdir)), "tutorial.md", "exec"), {})
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert metrics["verdict"]["sentence"] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["prepare", "sft", "score", "evaluate"])
