@@ -162,3 +162,20 @@ def test_hurt_can_be_said():
         target, systems, ROWS, np.arange(USERS), resamples=200, level=0.95, seed=0
     )
     assert differences[f"{WITH} - {WITHOUT}"]["spearman"]["word"] == HURT
+
+
+def test_a_binary_outcome_has_a_head_of_its_own():
+    dense, true, _, untrained, days, _ = world()
+    target = Target("active", "binary", 1, (days > 2).astype(float))
+    inputs = {
+        name: x for name, x in comparison.variants(dense, true, untrained, ROWS, 0).items() if name in (WITH, WITHOUT)
+    }
+    systems, everyone, kept = comparison.predict(target, inputs, dense, ROWS, {**HEAD, "steps": 100}, 0)
+    assert (kept.kind, kept.horizon) == ("days", 1) and everyone.distribution.shape == (USERS, 2)
+    table, _, gains = comparison.score_systems(
+        target, systems, ROWS, np.arange(USERS), resamples=100, level=0.95, seed=0
+    )
+    assert set(table[WITH]) == {*METRICS["binary"], "by_seed"}
+    assert gains[WITHOUT]["auc"].interval.low > 0 and table["constant"]["auc"]["estimate"] == 0.5
+    brier = np.mean((comparison.average(systems[WITH]).positive - target.labels[ROWS.test]) ** 2)
+    assert table[WITH]["rps"]["estimate"] == pytest.approx(brier)
