@@ -34,6 +34,7 @@ MESHES = {
     "four": {"data": 2, "fsdp": 2},
     "data": {"data": 8},
     "fsdp": {"fsdp": 8},
+    "tensor": {"data": 4, "tensor": 2},
     "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }
 
@@ -120,12 +121,12 @@ def arguments_of(program):
     return step, arguments, tuple("batch" if kind == "teacher" else kind for kind in KINDS[program])
 
 
-@pytest.mark.parametrize("name", ["data", "fsdp", "all"])
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "all"])
 def test_sft(name):
     compare("sft", name)
 
 
-@pytest.mark.parametrize("name", ["fsdp", "all"])
+@pytest.mark.parametrize("name", ["fsdp", "tensor", "all"])
 def test_osipo(name):
     compare("osipo", name)
 
