@@ -58,8 +58,7 @@ def configure(table: Path, seed: int, sizes: Mapping[str, Any]) -> dict[str, Any
     config.lm.chain_spec = "control"
     for name, fraction in SPLIT.items():
         config.split[name] = fraction
-    if "baselines" in config.evaluate:
-        config.evaluate.baselines = False  # the verdict asks for the placebos alone
+    config.evaluate.baselines = False  # the verdict asks for the placebos alone
     for key, value in sizes.items():
         section, name = key.split(".")
         config[section][name] = value
@@ -169,8 +168,8 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def helps(verdict: Mapping[str, Any]) -> bool:
-    """Whether the verdict puts the gain down to reasoning."""
-    return verdict["word"] == HELPED and verdict.get("attributable", True)
+    """Whether the verdict is that reasoning helped."""
+    return verdict["word"] == HELPED
 
 
 def main() -> None:
