@@ -173,6 +173,9 @@ def default_config() -> ConfigDict:
     config.distill = ConfigDict()
     config.distill.num_profiles = 2000  # distinct profiles of the distill split, beside the teacher's
     config.distill.chains = 4  # sampled chains a profile
+    config.distill.student_folds = (
+        0  # students for out-of-fold states of the teacher split, see encoder/student_folds.py
+    )
     config.distill.layer = "auto"  # auto (probe) | a fraction of the depth such as "0.75"
     config.distill.target = (
         "states"  # states | pooled | prompt_end | labels | shuffled | random, see encoder/targets.py
@@ -180,6 +183,11 @@ def default_config() -> ConfigDict:
     config.distill.placebos = ("labels", "shuffled", "random", "prompt_end")  # encoders trained beside it, same choices
     config.distill.dim = 64
     config.distill.whiten_dim = 64
+    config.distill.emphasis = 0.0  # a direction counts by its variance to this power: 0 whitened, 1 own units
+    config.distill.pool = 8000  # profiles without states that are given expected ones, see encoder/spread.py; 0: none
+    config.distill.value_init = (
+        "random"  # random | words: field values start from the student's embedding of their words
+    )
     config.distill.width = 256
     config.distill.field_dropout = 0.2
     config.distill.steps = 2000
@@ -238,6 +246,7 @@ _CHOICES = {
     "osipo.outcome": ("own", "pooled"),
     "osipo.baseline": ("loo", "group_mean"),
     "osipo.scale": ("batch_rms", "group_std", "none"),
+    "distill.value_init": ("random", "words"),
     "osipo.ratio": ("segment", "token", "sequence"),
     "osipo.aggregation": ("segment_mean", "token_mean", "sequence_mean", "constant"),
 }
@@ -279,6 +288,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **{f"distill.{name}": _COUNT for name in ("num_profiles", "chains", "dim", "whiten_dim", "width", "steps")},
     **{f"distill.{name}": _COUNT for name in ("batch_size", "checkpoint_every")},
     "distill.field_dropout": (0, 0.95, False),
+    "distill.emphasis": (0, 2, False),
+    "distill.pool": _FROM_0,
+    "distill.student_folds": _FROM_0,
     "distill.learning_rate": _ABOVE_0,
     **{f"score.{name}": _COUNT for name in ("batch_size", "shard_rows")},
     **{f"head.{name}": _COUNT for name in ("seeds", "width", "steps", "batch_size")},

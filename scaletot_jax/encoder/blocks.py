@@ -25,12 +25,15 @@ class Block(NamedTuple):
     end: int
 
 
-def plan_blocks(profiles: int) -> list[Block]:
-    starts = range(0, profiles, BLOCK)
-    return [
-        Block(f"states/block-{i:05d}.safetensors", begin, min(begin + BLOCK, profiles))
-        for i, begin in enumerate(starts)
-    ]
+def plan_blocks(*counts: int) -> list[Block]:
+    """Blocks of runs of profiles that lie one after another; no block holds profiles of two runs."""
+    out: list[Block] = []
+    end = 0
+    for count in counts:
+        begin, end = end, end + count
+        for start in range(begin, end, BLOCK):
+            out.append(Block(f"states/block-{len(out):05d}.safetensors", start, min(start + BLOCK, end)))
+    return out
 
 
 def missing_blocks(directory: Path, blocks: Iterable[Block]) -> list[Block]:

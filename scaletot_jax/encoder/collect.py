@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ DEFAULT_FRACTION = 0.75
 def collect_states(
     stage: Stage,
     student: Student,
+    others: Callable[[int], Student],
     population: Population,
     profiles: Profiles,
     plan: list[store.Block],
@@ -36,6 +38,15 @@ def collect_states(
     """Makes the blocks of states that are not there yet and returns the layer used.
 
     The first blocks hold every candidate layer, for the probe; those after the choice hold the chosen one.
+
+    Args:
+      stage: keeps the blocks.
+      student: the run's own.
+      others: begin of a block → the student of its profiles, asked for where a block is made.
+      population, profiles, plan: which texts, in which blocks.
+      chains: a profile.
+      wanted: ``distill.layer``.
+      seed: of the chains.
     """
     layers = (
         candidate_layers(student.config.num_layers)
@@ -58,7 +69,7 @@ def collect_states(
             for block in store.missing_blocks(stage.directory, blocks):
                 rows = range(block.begin, block.end)
                 found = reasoning_states(
-                    student,
+                    student if blocks is head else others(block.begin),
                     [texts[i] for i in rows],
                     chains=chains,
                     seed=state_stream(seed),

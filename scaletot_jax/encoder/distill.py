@@ -8,12 +8,15 @@
 5. Train the placebos of ``distill.placebos``, each with the same code on the same profiles, see
    :mod:`scaletot_jax.encoder.placebos`.
 
-With ``distill.target = states`` no label trains the encoder: the probe only picks a layer. Users of head, val and test are
-never touched.
+With ``distill.target = states`` no label trains the encoder: the probe only picks a layer. No state and no label of users of
+head, val and test is ever read; profiles of the head split may stand, without their labels, among those that the states are spread
+over (:mod:`scaletot_jax.encoder.spread`).
 """
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +25,25 @@ import pyarrow as pa
 from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.artifact import save_encoder, sha256_json
 from scaletot_jax.encoder.collect import collect_states
-from scaletot_jax.encoder.fit import fit_encoder
+from scaletot_jax.encoder.fit import Fitted, fit_targets
 from scaletot_jax.encoder.label_skill import label_skill
-from scaletot_jax.encoder.model import Inputs, check_inputs, describe, encode
-from scaletot_jax.encoder.placebos import FOLDER, Source, make_targets, train_placebos, weights_of
+from scaletot_jax.encoder.model import Encoded, EncoderSpec, Inputs, check_inputs, describe, encode
+from scaletot_jax.encoder.placebos import FOLDER, Source, make_targets, train_placebos
 from scaletot_jax.encoder.probe import can_probe, folds_of, ridge_probe
 from scaletot_jax.encoder.selection import Profiles, choose_profiles, profile_table
-from scaletot_jax.encoder.transfer import evidence_by_exposure, evidence_by_slice, slices_of
+from scaletot_jax.encoder.share import goal, share_of_ceiling
+from scaletot_jax.encoder.slot_probe import probe_slots
+from scaletot_jax.encoder.spread import pool_rows
+from scaletot_jax.encoder.student_folds import OWN, deal, fold_student
+from scaletot_jax.encoder.targets import Targets
+from scaletot_jax.encoder.transfer import TRAINED, UNSEEN, evidence_by_exposure, evidence_by_slice, slices_of
+from scaletot_jax.encoder.value_words import value_vectors
+from scaletot_jax.encoder.whiten import whiten
 from scaletot_jax.errors import DataError
 from scaletot_jax.files import read_json, read_table, write_table
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.run import Run, Stage
-from scaletot_jax.student.policy import load_student
+from scaletot_jax.student.policy import Student, load_student
 from scaletot_jax.teacher.identity import identity_of_model
 
 
@@ -66,11 +76,20 @@ def distill(run: Run) -> Stage:
             why=f"{parts}",
             do="raise teacher.num_profiles or distill.num_profiles",
         )
+    fold = deal(profiles, settings["student_folds"], seed)
+    order = np.argsort(fold, kind="stable")
+    fold, profiles = fold[order], Profiles(*(column[order] for column in profiles))
     student = load_student(run, "osipo")
-    plan = store.plan_blocks(len(profiles.rows))
+    plan = store.plan_blocks(*np.unique(fold, return_counts=True)[1])
+
+    @lru_cache(maxsize=1)
+    def student_of(number: int) -> Student:
+        return student if number == OWN else fold_student(run, stage, profiles, fold == number, number)
+
     layer = collect_states(
-        stage, student, population, profiles, plan, chains=settings["chains"], wanted=settings["layer"], seed=seed
-    )
+        stage, student, lambda begin: student_of(int(fold[begin])), population, profiles, plan,
+        chains=settings["chains"], wanted=settings["layer"], seed=seed,
+    )  # fmt: skip
 
     train = profiles.part == "train"
     space = population.features
@@ -88,21 +107,36 @@ def distill(run: Run) -> Stage:
     )  # fmt: skip
     check_inputs(spec, inputs, where="prepare/population.parquet")
     early = np.array([population.schema.field(name).role == "early" for name in spec.fields])
-    final = fit_encoder(
-        stage.directory, spec, inputs, targets.values, profiles.part, early, settings, seed,
-        weights=weights_of(settings["target"]),
-    )  # fmt: skip
+    chosen = (
+        pool_rows(population.table, profiles, settings["pool"], seed) if settings["pool"] else np.zeros(0, np.int64)
+    )
+    pool = Inputs(*space.encode(population.table.take(pa.array(chosen))))
+
+    vectors = None
+    if settings["value_init"] == "words":
+        tokenize = partial(student.tokenizer.encode, control=False)
+        vectors = value_vectors(space, np.asarray(student.params["embed"]), tokenize)
+
+    def fit(folder: Path, spec: EncoderSpec, targets: Targets, mode: str) -> Fitted:
+        return fit_targets(
+            folder, spec, profiles, inputs, targets, pool, early, settings, seed, mode=mode, vectors=vectors
+        )
+
+    final = fit(stage.directory, spec, targets, settings["target"])
     identity = {
         "layer": layer,
         "chains": settings["chains"],
         "features_sha256": sha256_json(read_json(run.finished("prepare").path("features.json"))),
         "schema_sha256": sha256_json(population.schema.to_dict()),
     }
-    save_encoder(stage.directory, spec, final.best, whitening, target=settings["target"], **identity)
-    train_placebos(stage, source, spec, inputs, early, settings, identity)
+    save_encoder(
+        stage.directory, spec, final.params, whitening, target=settings["target"], training=final.record, **identity
+    )
+    placebos = train_placebos(stage, source, spec, identity, settings, fit)
     write_table(stage.path("profiles.parquet"), profile_table(profiles))
     held_out = profiles.part == "held_out"
-    encoded = encode(final.best, spec=spec, inputs=Inputs(*(column[held_out] for column in inputs)))
+    everyone = encode(final.params, spec=spec, inputs=inputs)
+    encoded = everyone.rows(held_out)
     trained_groups, trained_keys = language_model_training(run, population)
     trained = np.isin(profiles.groups.astype(str), trained_groups)
     unseen = held_out & ~trained
@@ -112,6 +146,7 @@ def distill(run: Run) -> Stage:
     coarse = chosen_rows["coarse_key"].to_numpy(zero_copy_only=False)
     slices = slices_of(np.asarray(present), coarse, train | np.isin(profiles.keys.astype(str), trained_keys), unseen)
     told = settings["target"] != "labels"  # of labels there is no ceiling
+    skill = states_label_skill(store.read_states(stage.directory, plan, layer).astype(np.float64), profiles, seed)
     summary = {
         "profiles": {
             "total": len(profiles.rows),
@@ -121,23 +156,28 @@ def distill(run: Run) -> Stage:
             "of_them_with_a_trained_profile": int(np.isin(profiles.keys[unseen].astype(str), trained_keys).sum()),
         },
         "chains": settings["chains"],
+        "student_folds": settings["student_folds"],
         "layer": layer,
         "probe": read_json(stage.path("probe.json")),
-        "training": {
-            "steps": int(final.step),
-            "kept_step": int(final.best_step),
-            "select_error": float(final.best_error),
-        },
+        "training": final.record,
         "target": settings["target"],
-        "placebos": list(settings["placebos"]),
+        "placebos": placebos,
         "labels_used_for_training": settings["target"] == "labels",
         "transfer": evidence_by_exposure(names, targets.chains, held_out, trained, train, whitening, encoded)
         if told
         else {},
         "transfer_slices": evidence_by_slice(slices, *evidence) if told else {},
-        "label_skill": states_label_skill(
-            store.read_states(stage.directory, plan, layer).astype(np.float64), profiles, seed
+        "transfer_goal": goal_by_exposure(targets, everyone, profiles, held_out, trained, skill, seed) if told else {},
+        "slot_probe": probe_slots(
+            np.asarray(everyone.embedding),
+            store.read_slots(stage.directory, plan),
+            profiles.groups.astype(str),
+            train,
+            unseen,
+            [slot.name for slot in student.spec.slots],
+            seed=seed,
         ),
+        "label_skill": skill,
     }
     artifacts = [
         "encoder.safetensors",
@@ -168,6 +208,27 @@ def labels_of(population: Population, profiles: Profiles) -> dict[str, np.ndarra
         count = np.bincount(place[used], minlength=len(row_of))
         total = np.bincount(place[used], weights=y[used], minlength=len(row_of))
         out[column] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return out
+
+
+def goal_by_exposure(
+    targets: Targets,
+    encoded: Encoded,
+    profiles: Profiles,
+    held_out: np.ndarray,
+    trained: np.ndarray,
+    skill: dict[str, Any] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """:func:`scaletot_jax.encoder.share.goal` for held-out groups that the language model never saw, and for the others."""
+    scales = [np.sqrt(w.variance) for w in targets.whitening]
+    chains = [whiten(w, chain) * scale for w, chain, scale in zip(targets.whitening, targets.chains, scales)]
+    predicted = [np.asarray(z, np.float64) * scale for z, scale in zip(encoded.segments, scales)]
+    out = {}
+    for name, chosen in ((UNSEEN, held_out & ~trained), (TRAINED, held_out & trained)):
+        groups = profiles.groups[chosen].astype(str)
+        share = share_of_ceiling([c[chosen] for c in chains], [p[chosen] for p in predicted], groups, seed=seed)
+        out[name] = goal(share, skill)
     return out
 
 

@@ -14,7 +14,7 @@ With ``distill.target = MODE`` the whole line (score, evaluate, export) runs on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,10 @@ import numpy as np
 
 from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.artifact import Encoder, load_encoder, save_encoder, sha256_json
-from scaletot_jax.encoder.fit import fit_encoder
+from scaletot_jax.encoder.fit import Fitted
 from scaletot_jax.encoder.model import EncoderSpec, Inputs, redact
 from scaletot_jax.encoder.score import compile_embedding, embed_rows
 from scaletot_jax.encoder.targets import Targets, label_targets, random_targets, shuffled_targets, whitened_targets
-from scaletot_jax.encoder.train import LABELS, STATES, LossWeights
 from scaletot_jax.files import read_json
 from scaletot_jax.run import Run, Stage
 
@@ -65,42 +64,38 @@ def make_targets(mode: str, source: Source) -> Targets:
     return shuffled_targets(targets, source.part, source.seed) if mode == "shuffled" else targets
 
 
-def weights_of(mode: str) -> LossWeights:
-    """Of the loss for targets of this mode."""
-    return LABELS if mode == "labels" else STATES
-
-
 def train_placebos(
     stage: Stage,
     source: Source,
     spec: EncoderSpec,
-    inputs: Inputs,
-    early: np.ndarray,
-    settings: Mapping[str, Any],
     identity: Mapping[str, Any],
-) -> None:
+    settings: Mapping[str, Any],
+    train: Callable[[Path, EncoderSpec, Targets, str], Fitted],
+) -> dict[str, Any]:
     """Trains those of ``settings["placebos"]`` that are not there yet; one that was interrupted goes on.
 
     Args:
       stage: ``distill``.
       source: of the targets.
       spec: of the main encoder; a placebo differs in its segment heads alone, which are not served.
-      inputs, early, settings: as in :func:`scaletot_jax.encoder.fit.fit_encoder`.
       identity: facts for ``encoder.json``.
+      settings: the configuration's ``distill`` section.
+      train: (folder, spec, targets, mode) → fitted, the same code as for the main encoder.
+
+    Returns:
+      mode → what training said of itself.
     """
+    records = {}
     for mode in settings["placebos"]:
         folder = stage.path(FOLDER) / mode
-        if (folder / "encoder.json").exists():  # written last
-            continue
-        targets = make_targets(mode, source)
-        own = EncoderSpec.from_dict(
-            {**spec.to_dict(), "segments": targets.names, "target_dims": [w.axes.shape[1] for w in targets.whitening]}
-        )
-        final = fit_encoder(
-            folder, own, inputs, targets.values, source.part, early, settings, source.seed,
-            weights=weights_of(mode), name=f"placebo {mode}",
-        )  # fmt: skip
-        save_encoder(folder, own, final.best, targets.whitening, target=mode, **identity)
+        if not (folder / "encoder.json").exists():  # written last
+            targets = make_targets(mode, source)
+            widths = [w.axes.shape[1] for w in targets.whitening]
+            own = EncoderSpec.from_dict({**spec.to_dict(), "segments": targets.names, "target_dims": widths})
+            fitted = train(folder, own, targets, mode)
+            save_encoder(folder, own, fitted.params, targets.whitening, target=mode, training=fitted.record, **identity)
+        records[mode] = read_json(folder / "encoder.json")["training"]
+    return records
 
 
 def load_placebos(run: Run) -> dict[str, Encoder]:

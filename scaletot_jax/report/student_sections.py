@@ -176,6 +176,10 @@ def transfer(material: Material) -> Markup:
             ("Chains a profile", number(summary.get("chains"))),
             ("Layer of the student", number(summary.get("layer"))),
             ("R² of the days label from the states themselves, out of fold", interval(summary.get("label_skill"))),
+            (
+                "Share of the noise ceiling reached, all segments, in the states' own units",
+                interval(dig(summary, "transfer_goal.unseen_groups.share")),
+            ),
             ("Training step kept", number(dig(summary, "training.kept_step"))),
         ]
     )
@@ -201,6 +205,21 @@ def transfer(material: Material) -> Markup:
                 ),
             ),
         ]
+    slots = [
+        [
+            row["slot"],
+            number(row["accuracy"]),
+            number(row["majority"]),
+            number(row["agreement"]),
+            interval(row["margin"]),
+        ]
+        for row in summary.get("slot_probe") or ()
+    ]
+    if slots:
+        heads = ["Slot", "Probe of ẑ", "Majority", "Chains agree", "Probe minus majority"]
+        tables.append(
+            folded("What the chains say, read off ẑ", table("Accuracy by slot", heads, slots, numeric=[1, 2, 3]))
+        )
     return section("transfer", title, intro, numbers, *tables, el("div", error, chosen, class_="grid"))
 
 

@@ -34,6 +34,7 @@ def config(rows: int = 600, **overrides):
     made.score.batch_size = 64
     made.score.shard_rows = 150
     made.distill.placebos = ("labels",)
+    made.distill.pool = 60
     made.head.seeds = 2
     made.head.steps = 100
     made.head.penalties = (1e-2,)
@@ -84,7 +85,9 @@ class MadeUpStudent:
         self.maps = {n: rng.normal(size=(len(SEGMENTS), 3, WIDTH)) for n in range(1, LAYERS + 1)}
         self.student = SimpleNamespace(
             config=SimpleNamespace(num_layers=LAYERS),
-            spec=SimpleNamespace(segments=[SimpleNamespace(name=n) for n in SEGMENTS]),
+            spec=SimpleNamespace(
+                segments=[SimpleNamespace(name=n) for n in SEGMENTS], slots=[SimpleNamespace(name="mood")]
+            ),
         )
 
     def load(self, run: Run, which: str):

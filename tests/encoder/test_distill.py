@@ -171,7 +171,7 @@ def test_placebos_are_trained_beside_it_and_embed_every_row(finished):
     assert embedded["labels"].shape == embedded["main"].shape == hidden.shape == (600, 8)
     assert encoders["labels"].record["target"] == "labels" and main.record["target"] == "states"
     assert np.abs(embedded["labels"] - embedded["main"]).max() > 0.1 and np.abs(hidden - embedded["labels"]).max() > 0.1
-    assert stage.summary()["placebos"] == ["labels"]
+    assert list(stage.summary()["placebos"]) == ["labels"]
     assert "placebos/labels/encoder.json" in json.loads(stage.path("stage.json").read_text())["artifacts"]
 
 
