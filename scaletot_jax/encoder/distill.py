@@ -80,7 +80,8 @@ def distill(run: Run) -> Stage:
     order = np.argsort(fold, kind="stable")
     fold, profiles = fold[order], Profiles(*(column[order] for column in profiles))
     student = load_student(run, "osipo")
-    plan = store.plan_blocks(*np.unique(fold, return_counts=True)[1])
+    counts = [int(count) for count in np.unique(fold, return_counts=True)[1]]
+    plan = store.plan_blocks(*counts)
 
     @lru_cache(maxsize=1)
     def student_of(number: int) -> Student:
@@ -157,6 +158,7 @@ def distill(run: Run) -> Stage:
         },
         "chains": settings["chains"],
         "student_folds": settings["student_folds"],
+        "profiles_by_student": counts,
         "layer": layer,
         "probe": read_json(stage.path("probe.json")),
         "training": final.record,

@@ -194,7 +194,8 @@ def tokens_per_profile(student: Student, texts: list[str], chains: int) -> float
 
 def _distilled_states(distilled: Stage, layer: int) -> dict[str, np.ndarray]:
     keys = read_table(distilled.path("profiles.parquet"), columns=["exact_key"])["exact_key"].to_pylist()
-    found = store.read_states(distilled.directory, store.plan_blocks(len(keys)), layer).mean(1)
+    plan = store.plan_blocks(*distilled.summary()["profiles_by_student"])
+    found = store.read_states(distilled.directory, plan, layer).mean(1)
     return dict(zip(keys, found))
 
 

@@ -52,6 +52,7 @@ def test_each_fold_has_a_student_that_never_saw_it(tmp_path, monkeypatch):
         stage = stage_module.distill(run)
         used = pq.read_table(stage.path("profiles.parquet")).to_pylist()
         table = open_population(run).table.select(["group", "exact_key", "split"]).to_pylist()
+    assert sum(stage.summary()["profiles_by_student"]) == len(used) and len(stage.summary()["profiles_by_student"]) == 4
     assert stage.summary()["student_folds"] == 3 and len(asked) == len(set(asked)) == 3
     assert [row["source"] for row in used] == sorted(row["source"] for row in used)  # the distill split comes first
     seen = []
