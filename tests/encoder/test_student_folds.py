@@ -8,6 +8,8 @@ from encoder.made_up_run import MadeUpStudent, open_run
 from scaletot_jax.encoder import distill as stage_module
 from scaletot_jax.encoder import student_folds
 from scaletot_jax.encoder.blocks import plan_blocks
+from scaletot_jax.encoder.fit import Fitted
+from scaletot_jax.encoder.model import init_params
 from scaletot_jax.errors import DataError
 from scaletot_jax.files import write_table
 from scaletot_jax.profiles.prepare import open_population
@@ -43,11 +45,17 @@ def install(run, patch, cheat=False):
         return made.load(inner, which)
 
     patch.setattr(student_folds, "load_student", load)
+
+    def untrained(folder, spec, *args, **kwargs):
+        (folder / "steps.jsonl").write_text("")
+        return Fitted(init_params(spec, 0), {"steps": 0, "kept_step": 0, "select_error": 1.0})
+
+    patch.setattr(stage_module, "fit_targets", untrained)  # nothing here depends on the encoder
     return asked
 
 
 def test_each_fold_has_a_student_that_never_saw_it(tmp_path, monkeypatch):
-    with open_run(tmp_path, distill__student_folds=3, distill__placebos=(), distill__pool=0, distill__steps=25) as run:
+    with open_run(tmp_path, distill__student_folds=3, distill__placebos=(), distill__pool=0) as run:
         asked = install(run, monkeypatch)
         stage = stage_module.distill(run)
         used = pq.read_table(stage.path("profiles.parquet")).to_pylist()
