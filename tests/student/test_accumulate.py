@@ -14,7 +14,7 @@ from scaletot_jax.student.accumulate import in_turn, join, over_rows, split, val
 from scaletot_jax.student.adapter import start
 from scaletot_jax.student.constrained import segment_ids
 from scaletot_jax.student.full import full_sft_step, start_full
-from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step
+from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_again, osipo_first
 from scaletot_jax.student.rollout import Rollouts
 from scaletot_jax.student.sft_step import SFTBatch, sft_step
 
@@ -83,18 +83,28 @@ def test_osipo():
     )
 
     def run(accumulate, remat):
-        step = partial(
-            osipo_step, config=STUDENT.config, options=options, policy_optimizer=SGD, reward_optimizer=SGD,
-            accumulate=accumulate, remat=remat,
+        """A first update, then another whose π_old is far away, so that some ratios are clipped."""
+        how = dict(
+            config=STUDENT.config, options=options, policy_optimizer=SGD, accumulate=accumulate, remat=remat
         )  # fmt: skip
-        return jax.device_get(jit(step)(state, STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, DATA, 0.3))
+
+        def both(state, params, reference, grammar, batch, replay):
+            state, judged, first = osipo_first(
+                state, params, reference, grammar, batch, replay, 0.3, reward_optimizer=SGD, **how
+            )
+            judged = judged._replace(old_logps=batch.rollouts.logps)
+            state, again = osipo_again(state, params, grammar, batch, judged, replay, **how)
+            return state, (first, again)
+
+        return jax.device_get(jit(both)(state, STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, DATA))
 
     (expected, metrics), (found, accumulated) = run(1, "none"), run(4, "none")
     agree(accumulated, metrics, 5e-6)
     agree(found.policy.lora, expected.policy.lora, 2e-6)
     agree(found.reward.lora, expected.reward.lora, 2e-6)
+    metrics, again = metrics
     assert metrics["valid_rate"] == np.float32(10 / 16)
-    assert metrics["clip_fraction"] == 0 and metrics["ratio"] == 1  # by the trainer's own log-probabilities
+    assert metrics["clip_fraction"] == 0 and metrics["ratio"] == 1 and 0 < again["clip_fraction"] < 1
     assert metrics["reward_grad_norm"] > 0 and metrics["replay_loss"] > 0
 
 
