@@ -241,11 +241,16 @@ def probe(run: Run, *, quick: bool) -> dict[str, Any]:
     if kept.exists() and read_json(kept)["of"] == identity:
         return read_json(kept)
     population, student = open_population(run), load_student(run, "sft")
-    users = labelled_rows(
-        population, "teacher", student.spec, student.tokenizer, student.max_profile_tokens,
-        limit=16 if quick else 64, seed=1,
-    )  # fmt: skip
-    shared = pooled(users, population, student.spec)
+    everybody = labelled_rows(population, "teacher", student.spec, student.tokenizer, student.max_profile_tokens)
+    chosen = np.random.default_rng(1).permutation(len(everybody.rows))[: 16 if quick else 64]
+    users, shared = (
+        labelled._replace(
+            prompts=everybody.prompts[chosen],
+            prompt_valid=everybody.prompt_valid[chosen],
+            buckets=labelled.buckets[chosen],
+        )
+        for labelled in (everybody, pooled(everybody, population, student.spec))
+    )
     rows = []
     for temperature in TEMPERATURES:
         key = jax.random.fold_in(jax.random.key(run.config["seed"]), EVALUATION_STREAM)
