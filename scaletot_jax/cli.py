@@ -30,7 +30,8 @@ VERBS = {
     "distill": "the student's reasoning states become a light profile encoder",
     "score": "the whole population gets its embedding, without the language model; with --model, any table",
     "evaluate": "LTV heads with and without the embedding, intervals, and the verdict",
-    "report": "one self-contained HTML page",
+    "report": "two self-contained HTML pages: the report of the run, and the explorer of its users",
+    "view": "serve a run's pages on 127.0.0.1 until Ctrl-C; no --config",
     "export": "the encoder and the heads with ẑ as one directory, from which 'score --model' serves any table",
     "serve": "answer requests over HTTP with an exported model: 'scaletot serve --model DIR', see docs/serving.md",
     "watch": "is a table, and are its scores, still like those the model learnt from: an alarm ends with exit code 6",
@@ -117,6 +118,10 @@ def _execute(arguments: Sequence[str]) -> int:
         from scaletot_jax.ab import cli as ab
 
         return ab.main(arguments[1:])
+    if arguments and arguments[0] == "view":
+        from scaletot_jax.report import view
+
+        return view.main(arguments[1:])
     rest, overrides = _split_overrides(arguments)
     from scaletot_jax.population import cli as population
 

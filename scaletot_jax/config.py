@@ -223,6 +223,9 @@ def default_config() -> ConfigDict:
 
     config.report = ConfigDict()
     config.report.chains = 6  # examples shown
+    config.report.users = 5000  # most rows of the explorer
+    config.report.show_text = False  # free text of people and of the teacher
+    config.report.show_ids = False  # identifiers, in the explorer alone
     config.lock()
     return config
 
@@ -301,6 +304,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **{f"coverage.{name}": _FROM_0 for name in ("chains", "usd_per_million_teacher", "usd_per_million_student")},
     "evaluate.sentence_rows": _FROM_0,
     "report.chains": _FROM_0,
+    "report.users": (0, 20_000, False),
 }
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scaletot_jax.report.figures import WIDTH, distributions, drawing, figure
+from scaletot_jax.report.charts import distributions, figure
 from scaletot_jax.report.page import Markup, el, folded, number, percent, table
+from scaletot_jax.report.plots import COLOURS, WIDTH, canvas, styled, svg, write
 
 HASH_DIGITS = 8
 REPLACED = "replaced by the revision"  # the reason nodes.parquet gives to candidates of a revised expansion
@@ -96,31 +97,52 @@ def tree(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str] = ()) -> Mark
     height = 30 + 26 * max(len(column) for column in columns.values())
     left, wide = 12, (WIDTH - 52) / len(depths)
     root = (left, 30 + (height - 30) / 2)  # the bare profile
-    place = {}
+    place: dict[int, tuple[float, float]] = {}
     for i, depth in enumerate(depths, 1):
         gap = (height - 30) / len(columns[depth])
         for j, node in enumerate(columns[depth]):
             place[node["node"]] = (left + wide * i, 30 + gap * (j + 0.5))
     path = _path_of(ordered, chosen)
-    edges: dict[str, list[Markup]] = {"edge": [], "edge path": []}  # the chosen path is drawn last, on top
-    marks = [el("circle", el("title", "the profile"), cx=root[0], cy=root[1], r=5, class_="root")]
-    for node in ordered:
-        (px, py), (x, y) = place.get(node["parent"], root), place[node["node"]]
-        middle, kind = (px + x) / 2, "edge path" if node["node"] in path else "edge"
-        curve = f"M{px:.1f} {py:.1f}C{middle:.1f} {py:.1f} {middle:.1f} {y:.1f} {x:.1f} {y:.1f}"
-        edges[kind].append(el("path", d=curve, class_=kind))
-        radius = 3.5 + 5 * max(0.0, min(1.0, node.get("probability") or 0.0)) ** 0.5
-        state = "kept" if node.get("kept") else "replaced" if node.get("reason") == REPLACED else "pruned"
-        marks.append(el("circle", el("title", _describe(node)), cx=x, cy=y, r=radius, class_=f"node {state}"))
-        if node.get("refined") and state != "replaced":
-            marks.append(el("circle", cx=x, cy=y, r=radius + 3.5, class_="ring"))
-    titles = [
-        el("text", str(columns[depth][0]["segment"])[:12], x=left + wide * i, y=12, text_anchor="middle")
-        for i, depth in enumerate(depths, 1)
-    ]
-    spoken = f"{len(nodes)} candidates in {len(depths)} segments; the table below lists them."
+    with styled():
+        drawing, axes = canvas(height)
+        for strong in (False, True):  # the chosen path on top
+            for node in ordered:
+                if (node["node"] in path) == strong:
+                    _edge(axes, place.get(node["parent"], root), place[node["node"]], strong)
+        axes.plot(*root, "o", color=COLOURS["soft"], markersize=10, markeredgewidth=0, clip_on=False)
+        for node in ordered:
+            _mark(axes, place[node["node"]], node)
+        for i, depth in enumerate(depths, 1):
+            write(axes, left + wide * i, 12, str(columns[depth][0]["segment"])[:12], anchor="middle")
+        spoken = f"{len(nodes)} candidates in {len(depths)} segments; the table below lists them."
+        image = svg(drawing, "Search tree", spoken)
     caption = "Filled: kept. Hollow: pruned. Ring: asked again. Dashed: replaced by that revision. Larger: more probable. Strong line: the selected chain."
-    return figure("Search tree", drawing(height, "Search tree", spoken, titles, *edges.values(), marks), caption)
+    return figure("Search tree", image, caption)
+
+
+def _edge(axes: Any, start: tuple[float, float], end: tuple[float, float], strong: bool) -> None:
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    middle = (start[0] + end[0]) / 2
+    curve = Path([start, (middle, start[1]), (middle, end[1]), end], [Path.MOVETO, *[Path.CURVE4] * 3])
+    colour, width = (COLOURS["c1"], 2.5) if strong else (COLOURS["line"], 1.5)
+    axes.add_patch(PathPatch(curve, fill=False, edgecolor=colour, linewidth=width, clip_on=False))
+
+
+def _mark(axes: Any, at: tuple[float, float], node: Mapping[str, Any]) -> None:
+    from matplotlib.patches import Circle
+
+    radius = 3.5 + 5 * max(0.0, min(1.0, node.get("probability") or 0.0)) ** 0.5
+    kept, replaced = bool(node.get("kept")), node.get("reason") == REPLACED
+    edge, face = COLOURS["c1" if kept else "c5"], COLOURS["c1" if kept else "card"]
+    style = (0, (2, 2)) if replaced and not kept else "-"
+    marks = [Circle(at, radius, edgecolor=edge, facecolor=face, linewidth=1.5, linestyle=style)]
+    if node.get("refined") and not replaced:
+        marks.append(Circle(at, radius + 3.5, edgecolor=COLOURS["c2"], fill=False, linewidth=2))
+    for mark in marks:
+        mark.set_clip_on(False)
+        axes.add_patch(mark)
 
 
 def node_table(nodes: Sequence[Mapping[str, Any]]) -> Markup:
@@ -156,11 +178,6 @@ def _fate(node: Mapping[str, Any]) -> str:
     if node.get("reason"):
         parts.append(str(node["reason"]))
     return "; ".join(parts)
-
-
-def _describe(node: Mapping[str, Any]) -> str:
-    values = "; ".join(map(str, node.get("values") or []))
-    return f"{node['segment']}: {values} ({_fate(node)})"
 
 
 def _path_of(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> set[int]:

@@ -23,6 +23,7 @@ def example_cards(
     renderer: Mapping[str, Any] | None,
     spec: Any,
     count: int,
+    show_text: bool = False,
 ) -> list[Card]:
     """``count`` selected chains in the order of their profile hash, those with a refined node first.
 
@@ -32,6 +33,7 @@ def example_cards(
       renderer: renderer.json, or None.
       spec: the chain specification, or None: then slots and buckets have numbers for names.
       count: number of cards.
+      show_text: whether text that people or the teacher wrote freely is shown.
     """
     refined = set(nodes.filter(nodes["refined"])["exact_key"].to_pylist())
     selected = chains.filter(pc.equal(chains["rank"], 0)).to_pylist()
@@ -42,11 +44,13 @@ def example_cards(
     for row in nodes.filter(pc.is_in(nodes["exact_key"], value_set=wanted)).to_pylist():
         if row["depth"] > 0:
             trees[row["exact_key"]].append(row)
-    prompts = _prompts(population, renderer, wanted)
-    return [_card(row, trees[row["exact_key"]], prompts.get(row["exact_key"]), spec) for row in selected]
+    prompts = _prompts(population, renderer, wanted, show_text)
+    return [_card(row, trees[row["exact_key"]], prompts.get(row["exact_key"]), spec, show_text) for row in selected]
 
 
-def _card(row: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], prompt: str | None, spec: Any) -> Card:
+def _card(
+    row: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], prompt: str | None, spec: Any, show_text: bool
+) -> Card:
     answers = [(name, row[key]) for name, key in _ANSWERS if row.get(key)]
     buckets = bucket_names(spec.answer.buckets) if spec is not None else []
     sizes = {len(shares) for _, shares in answers}
@@ -57,7 +61,7 @@ def _card(row: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], prompt: st
     return Card(
         profile=short_hash(row["exact_key"]),
         prompt=prompt,
-        slots=_slots(row["values"], row.get("distributions") or [], spec),
+        slots=_slots(row["values"], row.get("distributions") or [], spec, show_text),
         buckets=buckets,
         answers=answers,
         accepted=bool(row["accepted"]),
@@ -67,7 +71,7 @@ def _card(row: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]], prompt: st
     )
 
 
-def _slots(values: Sequence[str], distributions: Sequence[Sequence[float]], spec: Any) -> list[Slot]:
+def _slots(values: Sequence[str], distributions: Sequence[Sequence[float]], spec: Any, show_text: bool) -> list[Slot]:
     if spec is None or len(spec.slots) != len(values):
         return [Slot("Chain", f"slot {i + 1}", value, None) for i, value in enumerate(values)]
     out = []
@@ -76,16 +80,21 @@ def _slots(values: Sequence[str], distributions: Sequence[Sequence[float]], spec
         judged = slot.source == "scored" and value in slot.values and len(shares) == len(slot.values)
         share = shares[slot.values.index(value)] if judged else None
         title, written = spec.segments[spec.segment_of_slot[i]].title, slot.source == "free"
-        out.append(Slot(title, slot.name.replace("_", " "), value, share, written))
+        shown = "text hidden" if written and value and not show_text else value
+        out.append(Slot(title, slot.name.replace("_", " "), shown, share, written))
     return out
 
 
-def _prompts(population: Path | None, renderer: Mapping[str, Any] | None, keys: pa.Array) -> dict[str, str]:
+def _prompts(
+    population: Path | None, renderer: Mapping[str, Any] | None, keys: pa.Array, show_text: bool
+) -> dict[str, str]:
     if population is None or renderer is None:
         return {}
     from scaletot_jax.profiles.render import Renderer
 
     text = Renderer.from_dict(renderer)
+    if not show_text:
+        text = Renderer(tuple(field for field in text.fields if field.kind != "text"), text.cuts)
     table = read_table(population, columns=["exact_key", *(field.name for field in text.fields)])
     table = table.filter(pc.is_in(table["exact_key"], value_set=keys))
     return {record["exact_key"]: text.text(record) for record in reversed(table.to_pylist())}

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from scaletot_jax.chains.spec import ChainSpec, spec_of_run
 from scaletot_jax.errors import OutdatedStageError, ScaleToTError
-from scaletot_jax.files import read_json, read_table
+from scaletot_jax.files import fingerprint, read_json, read_table
+from scaletot_jax.report.calibration import calibration
 from scaletot_jax.report.cards import REPLACED, Card
 from scaletot_jax.report.examples import example_cards
 from scaletot_jax.run import STAGES, Run, Stage
@@ -46,6 +49,10 @@ class Material:
       sft_steps, osipo_steps, distill_steps: logged steps.
       uncertainty: one row a segment, see :func:`segment_uncertainty`.
       chains: counts of the reasoned profiles, see :func:`chain_counts`.
+      calibration: see :func:`scaletot_jax.report.calibration.calibration`.
+      coverage: the coverage curve, where this run has one.
+      drift: evaluation rows against training rows, see :func:`scaletot_jax.population.quality.judge`.
+      segments: names of the chain's segments.
       cards: examples of reasoned profiles.
       environment: versions and machine, without names or paths.
     """
@@ -61,6 +68,10 @@ class Material:
     distill_steps: Sequence[Mapping[str, Any]] = ()
     uncertainty: Sequence[Mapping[str, Any]] = ()
     chains: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    coverage: Mapping[str, Any] | None = None
+    drift: Mapping[str, Any] | None = None
+    segments: Sequence[str] = ()
     cards: Sequence[Card] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,6 +110,7 @@ def collect(run: Run) -> Material:
     teach = stages.get("teach")
     nodes = _table(teach, "nodes.parquet") if teach else None
     chains = _table(teach, "chains.parquet") if teach else None
+    spec = spec_of(run.config)
     return Material(
         config=run.config,
         summaries={name: stage.summary() for name, stage in stages.items()},
@@ -111,9 +123,19 @@ def collect(run: Run) -> Material:
         distill_steps=_steps(stages.get("distill")),
         uncertainty=segment_uncertainty(nodes) if nodes is not None else (),
         chains=chain_counts(chains) if chains is not None else {},
+        calibration=_calibration(run, stages.get("prepare"), stages.get("evaluate")),
+        coverage=_coverage(run),
+        drift=_drift(stages.get("prepare")),
+        segments=[segment.name for segment in spec.segments] if spec else (),
         cards=_cards(run, stages.get("prepare"), chains, nodes) if chains is not None and nodes is not None else (),
         environment=environment(),
     )
+
+
+def coverage_of(run: Run) -> str | None:
+    """What identifies the coverage curve of this run; None where it has none. It is no stage of the line."""
+    path = run.workdir / "coverage" / "stage.json"
+    return fingerprint(read_json(path)) if path.exists() else None
 
 
 def environment() -> dict[str, Any]:
@@ -235,14 +257,59 @@ def _steps(stage: Stage | None) -> list[dict[str, Any]]:
     return read_steps(path) if path else []
 
 
+def _calibration(run: Run, prepare: Stage | None, evaluate: Stage | None) -> dict[str, Any]:
+    path = _checked(evaluate, "predictions.parquet") if evaluate else None
+    population = _checked(prepare, "population.parquet") if prepare else None
+    if path is None or population is None:
+        return {}
+    settings = run.config["evaluate"]
+    resampling = {"resamples": settings["bootstrap"], "level": settings["level"], "seed": run.config["seed"]}
+    rows = read_table(population, columns=["row", "group"])
+    return calibration(read_table(path), rows, run.config["data"]["profile_fields"], **resampling)
+
+
+def _coverage(run: Run) -> Any:
+    """Of a curve measured on this very run; none where its stage has not finished or does not fit the others any more."""
+    if not (run.workdir / "coverage" / "stage.json").exists():
+        return None
+    try:
+        stage = run.finished("coverage")
+    except OutdatedStageError:
+        return None
+    found, money = _json(stage, "coverage.json"), stage.path("money.json")
+    prices = {one["share"]: one for one in read_json(money)["points"]} if money.exists() else {}
+    return {**found, "points": [{**point, "cost": prices.get(point["share"], {})} for point in found["points"]]}
+
+
+def _drift(prepare: Stage | None) -> dict[str, Any] | None:
+    """Validation and test rows against training rows."""
+    population = _checked(prepare, "population.parquet") if prepare else None
+    features = _json(prepare, "features.json")
+    if population is None or features is None:
+        return None
+    from scaletot_jax.population import quality
+    from scaletot_jax.profiles.features import FeatureSpace
+    from scaletot_jax.profiles.split import EVALUATION, TRAIN
+
+    space = FeatureSpace.from_dict(features)
+    table = read_table(population, columns=["split", *(field.name for field in space.fields)])
+    train, judged = (table.filter(pc.is_in(table["split"], value_set=pa.array(names))) for names in (TRAIN, EVALUATION))
+    if not train.num_rows or not judged.num_rows:
+        return None
+    known = quality.reference(space, train, {})
+    tallies = {f.name: quality.tally_field(space, f, known["fields"][f.name], judged[f.name]) for f in space.fields}
+    return quality.judge(known, tallies, {})
+
+
 def _cards(run: Run, prepare: Stage | None, chains: Any, nodes: Any) -> list[Card]:
     population = _checked(prepare, "population.parquet") if prepare else None
     renderer = _json(prepare, "renderer.json")
-    count = run.config["report"]["chains"]
-    return example_cards(chains, nodes, population, renderer, _spec(run.config), count)
+    settings = run.config["report"]
+    spec = spec_of(run.config)
+    return example_cards(chains, nodes, population, renderer, spec, settings["chains"], settings["show_text"])
 
 
-def _spec(config: Mapping[str, Any]) -> ChainSpec | None:
+def spec_of(config: Mapping[str, Any]) -> ChainSpec | None:
     """The chain specification, for names of segments and buckets; None where it is gone: the page then shows numbers."""
     try:
         return spec_of_run(config)

@@ -1,7 +1,7 @@
 """A self-contained HTML page: elements that escape what they are given, tables, and the document around them.
 
 Nothing enters the page unescaped unless it is :class:`Markup`, which only :func:`el` and its callers here make. The page
-loads nothing: its content security policy allows one inline style sheet, by hash, and no script, font, frame or request.
+loads nothing: its content security policy allows its own style sheet and scripts, by hash, and no font, frame or request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-_VOID = {"meta", "br", "hr", "link", "img", "col"}
+_VOID = {"meta", "br", "hr", "link", "img", "col", "input"}
 
 
 class Markup(str):
@@ -32,7 +32,12 @@ def text(value: object) -> Markup:
     """``value`` as escaped HTML text; characters that a page cannot carry become U+FFFD."""
     if isinstance(value, Markup):
         return value
-    return Markup(html.escape(_UNSAFE.sub("\ufffd", str(value)), quote=True))
+    return Markup(html.escape(clean(str(value)), quote=True))
+
+
+def clean(value: str) -> str:
+    """``value`` with U+FFFD for every character that a page cannot carry, or that would reorder its text."""
+    return _UNSAFE.sub("\ufffd", value)
 
 
 def el(tag: str, *children: object, **attributes: object) -> Markup:
@@ -104,14 +109,19 @@ def interval(value: Any, digits: int = 3, *, sign: bool = False) -> Markup:
 
 def percent(share: Any, digits: int = 1) -> Markup:
     """A share in percent."""
-    return MISSING if share is None else text(f"{100 * share:.{digits}f} %".replace("-", "\u2212"))
+    return MISSING if share is None else text(f"{100 * share:.{digits}f}\u00a0%".replace("-", "\u2212"))
 
 
 # -- blocks -------------------------------------------------------------------------------------------------------------
 
 
 def table(
-    caption: str, header: Sequence[object], rows: Sequence[Sequence[object]], *, numeric: Sequence[int] = ()
+    caption: str,
+    header: Sequence[object],
+    rows: Sequence[Sequence[object]],
+    *,
+    numeric: Sequence[int] = (),
+    sortable: bool = False,
 ) -> Markup:
     """A table with caption and scopes, in a region that scrolls by itself on a narrow screen.
 
@@ -120,6 +130,7 @@ def table(
       header: column names.
       rows: cells; the first of each row is its header.
       numeric: columns that are aligned as numbers.
+      sortable: whether the reader may order the rows by a column, see sort.js.
     """
     right = set(numeric)
     head = [el("th", cell, scope="col", class_="n" if i in right else None) for i, cell in enumerate(header)]
@@ -128,9 +139,9 @@ def table(
         cells = [el("th", row[0], scope="row")]
         cells += [el("td", cell, class_="n" if i in right else None) for i, cell in enumerate(row[1:], 1)]
         body.append(el("tr", cells))
-    narrow = "narrow" if len(header) == 2 and right else None  # a name and a number stay near each other
+    kind = "narrow" if len(header) == 2 and right else "sortable" if sortable else None  # a name and a number stay near
     content = el(
-        "table", el("caption", el("span", caption)), el("thead", el("tr", head)), el("tbody", body), class_=narrow
+        "table", el("caption", el("span", caption)), el("thead", el("tr", head)), el("tbody", body), class_=kind
     )
     return el("div", content, class_="scroll", role="region", tabindex=0, aria_label=caption)
 
@@ -156,17 +167,30 @@ def facts(pairs: Sequence[tuple[object, object]]) -> Markup:
     return el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in pairs], class_="facts")
 
 
-def document(title: str, sections: Sequence[tuple[str, str]], *body: object) -> str:
+def document(
+    title: str,
+    sections: Sequence[tuple[str, str]],
+    *body: object,
+    kind: str | None = None,
+    styles: Sequence[str] = ("report.css",),
+    scripts: Sequence[str] = ("sort.js",),
+    data: Markup | None = None,
+) -> str:
     """The whole page.
 
     Args:
-      title: of the browser's tab and the first heading.
+      title: of the browser's tab and the header.
       sections: (id, title) of the sections, for the list of contents.
       body: the content of ``main``.
+      kind: class of ``main``.
+      styles, scripts: files of this package, put into the page; its security policy allows these by hash and nothing else.
+      data: a block of JSON for the scripts.
     """
-    style = files("scaletot_jax.report").joinpath("report.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    style = "".join(_package_file(name) for name in styles)
+    code = [_package_file(name) for name in scripts]
+    policy = f"default-src 'none'; style-src {_digest(style)}; "
+    policy += f"script-src {' '.join(map(_digest, code))}; " if code else ""
+    policy += "img-src data:; base-uri 'none'; form-action 'none'"
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -182,7 +206,17 @@ def document(title: str, sections: Sequence[tuple[str, str]], *body: object) -> 
     page = el(
         "body",
         el("a", "Skip to the content", href="#content", class_="skip"),
-        el("header", el("p", title, class_="brand"), el("nav", contents, aria_label="Contents")),
-        el("main", body, id="content"),
+        el("header", el("p", title, class_="brand"), el("nav", contents, aria_label="Contents") if sections else None),
+        el("main", body, id="content", class_=kind),
+        data,
+        [Markup(f"<script>{part}</script>") for part in code],
     )
     return f'<!DOCTYPE html>\n<html lang="en">{head}{page}</html>\n'
+
+
+def _package_file(name: str) -> str:
+    return files("scaletot_jax.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,6 +1,6 @@
-"""Stage ``report``: one self-contained page about a run, and the run's numbers in one file.
+"""Stage ``report``: self-contained pages about a run and its users, and the run's numbers in one file.
 
-Writes ``report/report.html``, and beside the stages ``config.json`` (the whole configuration), ``env.json`` (versions and
+Writes ``report/report.html`` and ``report/explorer.html``, and beside the stages ``config.json`` (the whole configuration), ``env.json`` (versions and
 kind of machine) and ``metrics.json`` (everything that was measured). No time, path or host name enters them: equal runs
 give equal bytes. The report is made anew whenever a stage has changed; it holds no work of its own.
 """
@@ -14,18 +14,31 @@ from typing import Any
 
 from scaletot_jax.errors import ConfigError, StaleRunError
 from scaletot_jax.files import write_bytes, write_json
-from scaletot_jax.report import closing, sections, slices_section, student_sections, verdict_section
-from scaletot_jax.report.material import Material, collect, environment, usable_stages
+from scaletot_jax.report import (
+    calibration_section,
+    closing,
+    coverage_section,
+    drift_section,
+    model_card,
+    sections,
+    slices_section,
+    student_sections,
+    verdict_section,
+)
+from scaletot_jax.report.explorer import explorer
+from scaletot_jax.report.material import Material, collect, coverage_of, environment, spec_of, usable_stages
 from scaletot_jax.report.page import document
 from scaletot_jax.run import Run, Stage
 
 FORMAT = 1  # of metrics.json
 TITLE = "ScaleToT report"
-PAGE = "report.html"
+PAGE, EXPLORER = "report.html", "explorer.html"
 
 SECTIONS = {
     "verdict": ("Verdict", verdict_section.hero),
     "ltv": ("LTV", verdict_section.ltv),
+    "calibration": ("Calibration", calibration_section.calibrated),
+    "coverage": ("Coverage", coverage_section.coverage),
     "seen": ("Seen", slices_section.seen),
     "people": ("People", sections.people),
     "budget": ("Cost", sections.budget),
@@ -33,8 +46,10 @@ SECTIONS = {
     "learning": ("Learning", student_sections.learning),
     "transfer": ("Encoder", student_sections.transfer),
     "chains": ("Chains", sections.chains),
+    "drift": ("Drift", drift_section.drift),
+    "card": ("Card", model_card.model_card),
     "choices": ("Choices", closing.choices),
-    "configuration": ("Configuration", closing.configuration),
+    "configuration": ("Setup", closing.configuration),
 }
 
 
@@ -46,7 +61,7 @@ def report(run: Run) -> Stage:
     """
     usable, missing = usable_stages(run)
     needs, config_sections = tuple(usable), tuple(sorted(run.config))
-    extra = {"missing": missing, "environment": environment()}
+    extra = {"missing": missing, "environment": environment(), "coverage": coverage_of(run)}
     try:
         stage = run.stage("report", sections=config_sections, needs=needs, extra=extra)
     except StaleRunError:  # of other stages, or damaged: there is nothing in it to lose
@@ -62,7 +77,12 @@ def report(run: Run) -> Stage:
     if not stage.done:
         assert material is not None
         write_bytes(stage.path(PAGE), render(material).encode("utf-8"))
-        stage.finish([PAGE], summary={"sections": list(SECTIONS), "missing": missing})
+        pages = [PAGE]
+        found = explorer(run, usable, spec_of(run.config))
+        if found is not None:
+            write_bytes(stage.path(EXPLORER), found.encode("utf-8"))
+            pages.append(EXPLORER)
+        stage.finish(pages, summary={"sections": list(SECTIONS), "missing": missing})
     return stage
 
 
@@ -98,7 +118,7 @@ def merged_metrics(material: Material) -> dict[str, Any]:
 
     Returns:
       format, data, teacher, student (base rate and held-out scores before training, after SFT, after OSIPO), sft, osipo,
-      distill, score, evaluation, verdict (``sentence`` and what the evaluation says of it).
+      distill, score, calibration, coverage, drift, evaluation, verdict (``sentence`` and what the evaluation says of it).
     """
     out: dict[str, Any] = {"format": FORMAT, "missing": dict(material.missing)}
     held_out = student_sections.held_out_scores(material)
@@ -122,6 +142,10 @@ def merged_metrics(material: Material) -> dict[str, Any]:
             "chains": dict(material.chains),
             "segments": list(material.uncertainty),
         }
+    for name in ("calibration", "coverage", "drift"):
+        found = getattr(material, name)
+        if found:
+            out[name] = found
     if material.evaluation is not None:
         out["evaluation"] = {key: value for key, value in material.evaluation.items() if key != "verdict"}
         with contextlib.suppress(KeyError, TypeError):

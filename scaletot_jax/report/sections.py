@@ -7,7 +7,7 @@ dash, and a section whose stage is missing says so.
 from __future__ import annotations
 
 from scaletot_jax.report.cards import chain_card
-from scaletot_jax.report.figures import bars, before_after
+from scaletot_jax.report.charts import bars, before_after
 from scaletot_jax.report.lookup import dig, product, ratio
 from scaletot_jax.report.material import Material
 from scaletot_jax.report.page import Markup, absent, el, facts, folded, join, number, percent, section, table
@@ -194,6 +194,8 @@ def chains(material: Material) -> Markup:
     intro = el(
         "p",
         "In the order of their profile's content hash, those with a refined node first: not chosen for looks. No user is named; "
-        "profile fields are shown only as the text the model was given.",
+        "profile fields are shown only as the text the model was given. All users, chains and trees: ",
+        el("a", "the explorer", href="explorer.html"),
+        ".",
     )
     return section("chains", title, intro, [chain_card(card) for card in material.cards])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaletot_jax.report.figures import Series, bars, curves
+from scaletot_jax.report.charts import Series, bars, curves
 from scaletot_jax.report.lookup import dig
 from scaletot_jax.report.material import Material
 from scaletot_jax.report.page import Markup, absent, el, facts, folded, interval, number, percent, section, table
@@ -79,9 +79,32 @@ def learning(material: Material) -> Markup:
             ("chance", 0.5),
         ),
     ]
+    charts += _credit(steps, material.segments)
     if "osipo" not in material.summaries:
         parts.append(absent("OSIPO", "osipo"))
     return section("learning", title, parts, el("div", charts, class_="grid"))
+
+
+def _credit(steps: Sequence[Mapping[str, Any]], segments: Sequence[str]) -> list[Markup | None]:
+    """What the updates credited each segment with; nothing of a run from before this was logged."""
+    count = sum(name.startswith("credit_") for name in (steps[0] if steps else ()))
+    named = {k: segments[k] if k < len(segments) else f"segment {k + 1}" for k in range(min(count, 5))}
+    return [
+        _curve(
+            steps,
+            "OSIPO: credit by segment",
+            {f"credit_{k}": name for k, name in named.items()},
+            "update",
+            "Mean absolute advantage of the segment's tokens: how much the update moves them.",
+        ),
+        _curve(
+            steps,
+            "OSIPO: process reward by segment",
+            {f"process_reward_{k}": name for k, name in named.items()},
+            "update",
+            "Mean implicit process reward, β times the log-ratio to the SFT student, summed over the segment.",
+        ),
+    ]
 
 
 def held_out_scores(material: Material) -> dict[str, Mapping[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scaletot_jax.report.figures import intervals
+from scaletot_jax.report.charts import intervals
 from scaletot_jax.report.lookup import dig, ratio
 from scaletot_jax.report.material import Material
 from scaletot_jax.report.page import (
@@ -43,61 +43,72 @@ def sentence(verdict: Mapping[str, Any]) -> str:
 
 
 def hero(material: Material) -> Markup:
-    """The verdict on top, in one sentence with its interval, and the numbers around it."""
+    """The answer on top, in one sentence with its interval, a drawing of it, and the numbers around it."""
     evaluation = material.evaluation or {}
     verdict = evaluation.get("verdict")
     name = material.summary("prepare").get("schema") or dig(material.config, "data.name") or "?"
     kicker = el("p", "Does reasoning help on ", el("strong", name), "?", class_="kicker")
     if not isinstance(verdict, Mapping):
         done = ", ".join(material.summaries) or "none"
-        body = [
+        content: list[object] = [
             el("h1", "No verdict yet", id="verdict-title"),
             el("p", f"The evaluation has not finished. Finished stages: {done}."),
         ]
     else:
-        word = str(verdict.get("word", ""))
-        pill = el("span", word, class_=f"word {_CLASS.get(word, 'cannot')}")
-        body = [el("h1", _headline(verdict), id="verdict-title"), el("p", pill, _measured_on(verdict))]
+        words = [el("h1", _headline(verdict), id="verdict-title"), el("p", _measured_on(verdict, evaluation))]
         if verdict.get("caveat"):
-            body.append(el("p", verdict["caveat"], class_="soft"))
+            words.append(el("p", verdict["caveat"], class_="soft"))
+        content = [el("div", el("div", words), _rivals(verdict, evaluation), class_="answer")]
     numbers = el("div", facts(_numbers(material, verdict)))
-    return el("section", kicker, body, numbers, class_="hero", id="verdict", aria_labelledby="verdict-title")
+    return el("section", kicker, content, numbers, class_="hero", id="verdict", aria_labelledby="verdict-title")
+
+
+_ANSWERS = {"helped": "Yes", "hurt": "No, it hurts"}
 
 
 def _headline(verdict: Mapping[str, Any]) -> Markup:
-    """The finding with its interval, short enough for a heading."""
-    subject = sentence(verdict).split(": ", 1)[0]
-    gain = verdict.get("gain") or {}
+    """The answer with its interval, short enough for a heading."""
+    word = str(verdict.get("word", ""))
+    answer = el("span", _ANSWERS.get(word, word.capitalize()), class_=_CLASS.get(word, "cannot"))
+    gain, metric = (
+        verdict.get("gain") or {},
+        METRICS.get(str(verdict.get("metric")), verdict.get("metric") or "the metric"),
+    )
+    said = f": with ẑ, {metric} of {verdict.get('target', 'the label')} "
     if gain.get("low") is None or gain.get("high") is None:
-        return text(f"{subject}: the metric has no interval here")
-    metric = METRICS.get(str(verdict.get("metric")), verdict.get("metric") or "the metric")
-    level = [" with ẑ (", percent(verdict.get("level"), 0), " interval ", _ends(gain), ")"]
-    measured = [number(gain.get("estimate"), sign=True), *level]
-    return join([f"{subject}: {metric} of {verdict.get('target', 'the label')} ", *measured])
+        return join([answer, said, "has no interval here"])
+    level = [" (", percent(verdict.get("level"), 0), " interval ", _ends(gain), ")"]
+    return join([answer, said, "changes by ", number(gain.get("estimate"), sign=True), *level])
 
 
-def _measured_on(verdict: Mapping[str, Any]) -> Markup:
-    """On whom the headline was measured, and what the placebos say of it."""
-    size = ["With ẑ minus without, positive is better; ", verdict.get("features", "?"), " profile fields, "]
-    size += [
-        number(verdict.get("rows")),
-        " test rows of ",
-        number(verdict.get("groups")),
-        " users or households nobody trained on.",
-    ]
-    found = [
-        [SYSTEMS.get(name, name), " ", number(row.get("estimate"), sign=True), " (", _ends(row), ")"]
-        for name, row in (verdict.get("over_placebos") or {}).items()
-    ]
-    if found:
-        size += [
-            " With ẑ minus with a placebo in its place: ",
-            [[", " if i else "", one] for i, one in enumerate(found)],
-            ".",
-        ]
+def _measured_on(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup:
+    """On whom the headline was measured, and what may not be said of it."""
+    size = [
+        "With ẑ minus without, positive is better; ", verdict.get("features", "?"), " profile fields, ", number(verdict.get("rows")),
+        " test rows of ", number(verdict.get("groups")), " users or households nobody trained on.",
+    ]  # fmt: skip
     if verdict.get("word") == "helped" and not verdict.get("attributable"):
         size += [" The gain is not attributed to reasoning: not every placebo is beaten for sure."]
+    missing = [_titled(evaluation, name) for name in verdict.get("not_run") or ()]
+    if missing:
+        size += [f" Not run, and so not beaten: {'; '.join(missing)}."]
     return join(size)
+
+
+def _rivals(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup:
+    """ẑ against the head without it, and against every placebo."""
+    rivals = verdict.get("comparisons") or {
+        "profile": verdict.get("gain") or {},
+        **(verdict.get("over_placebos") or {}),
+    }
+    rows = [(_titled(evaluation, name), row) for name, row in rivals.items()]
+    metric = METRICS.get(str(verdict.get("metric")), str(verdict.get("metric")))
+    return intervals(f"{metric}: with ẑ minus …", rows, caption="Right of zero: ẑ is better.", level=2)
+
+
+def _titled(evaluation: Mapping[str, Any], name: str) -> str:
+    """What the evaluation calls a system."""
+    return str(dig(evaluation, f"systems.{name}.title") or SYSTEMS.get(name, name))
 
 
 def _ends(row: Mapping[str, Any]) -> Markup:
@@ -171,36 +182,68 @@ def in_order(evaluation: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str,
 
 def _comparison(caption: str, found: Mapping[str, Any], evaluation: Mapping[str, Any], *, charts: bool) -> list[object]:
     systems, differences = found.get("systems") or {}, found.get("differences") or {}
-    metrics = [name for name in METRICS if any(name in row for row in systems.values())]
-    better = {name: dig(evaluation, f"metrics.{name}.better") for name in metrics}
-    head = ["System", *[join([METRICS[name], _arrow(better[name])]) for name in metrics]]
-    names = [*[name for name in SYSTEMS if name in systems], *[name for name in systems if name not in SYSTEMS]]
-    rows = [
-        [SYSTEMS.get(name, name), *[interval(systems[name].get(metric), _DIGITS.get(metric, 3)) for metric in metrics]]
-        for name in names
-    ]
+    known = [name for row in systems.values() for name in row if name != "by_seed"]
+    every = [name for name in dict.fromkeys([*METRICS, *(evaluation.get("metrics") or {})]) if name in known]
+    first, others = [name for name in every if name in METRICS], [name for name in every if name not in METRICS]
+    better = {name: dig(evaluation, f"metrics.{name}.better") for name in every}
     verdict = found.get("verdict")
-    drawn = [_differences(metric, better[metric], differences) for metric in metrics] if charts else []
-    paired = [
-        [
-            _against(name),
-            *[join([interval(row.get(metric), 4, sign=True), decided(row.get(metric))]) for metric in metrics],
+    drawn = [_differences(metric, better[metric], found, evaluation) for metric in first] if charts else []
+
+    def head(metrics: list[str], name: str) -> list[object]:
+        return [name, *[join([_metric(evaluation, metric), _arrow(better[metric])]) for metric in metrics]]
+
+    def measured(metrics: list[str]) -> Markup:
+        order = dict.fromkeys([*(evaluation.get("systems") or SYSTEMS), *systems])
+        rows = [
+            [_titled(evaluation, name), *[interval(systems[name].get(m), _DIGITS.get(m, 3)) for m in metrics]]
+            for name in order
+            if name in systems
         ]
-        for name, row in differences.items()
-    ]
-    right = range(1, len(head))
+        title = f"Systems: {caption}"
+        return table(title, head(metrics, "System"), rows, numeric=range(1, len(metrics) + 1), sortable=True)
+
+    def paired(metrics: list[str]) -> Markup:
+        rows = [
+            [
+                _against(evaluation, name),
+                *[join([interval(row.get(m), 4, sign=True), decided(row.get(m))]) for m in metrics],
+            ]
+            for name, row in differences.items()
+        ]
+        title = f"Head with ẑ minus another system: {caption}"
+        return table(title, head(metrics, "Other system"), rows, numeric=range(1, len(metrics) + 1), sortable=True)
+
+    compared = [name for name in others if better[name] != "one"]
     return [
         el("p", sentence(verdict)) if isinstance(verdict, Mapping) and not charts else None,
-        table(f"Systems: {caption}", head, rows, numeric=right),
+        measured(first),
         el("div", drawn, class_="grid") if drawn else None,
-        table(f"Head with ẑ minus another system: {caption}", ["Other system", *head[1:]], paired, numeric=right),
+        paired(first),
+        folded(f"{len(others)} further metrics", measured(others), paired(compared)) if others else None,
+        _absent(found.get("absent") or {}, evaluation),
     ]
 
 
-def _differences(metric: str, better: Any, differences: Mapping[str, Any]) -> Markup:
-    rows = [(_against(name), row.get(metric) or {}) for name, row in differences.items()]
+def _absent(absent_: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup | None:
+    """Baselines that were not fitted, and why."""
+    if not absent_:
+        return None
+    rows = [[_titled(evaluation, name), row.get("note"), row.get("why")] for name, row in absent_.items()]
+    return folded(f"{len(rows)} systems were not run", table("Not run", ["System", "Word", "Why"], rows))
+
+
+def _differences(metric: str, better: Any, found: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup:
+    """Against the rivals that the verdict asks for; against the first few where it names none."""
+    differences = found.get("differences") or {}
+    required = dig(found, "verdict.comparisons") or {}
+    names = [name for name in differences if name.split(" - ", 1)[-1] in required] or list(differences)[:6]
+    rows = [(_against(evaluation, name), differences[name].get(metric) or {}) for name in names]
     side = {"higher": "Right of zero: ẑ is better.", "lower": "Left of zero: ẑ is better."}.get(str(better), "")
     return intervals(f"{METRICS[metric]}, with ẑ minus …", rows, caption=side, digits=4)
+
+
+def _metric(evaluation: Mapping[str, Any], name: str) -> str:
+    return METRICS.get(name) or str(dig(evaluation, f"metrics.{name}.title") or name)
 
 
 def decided(difference: Any) -> Markup | None:
@@ -209,9 +252,8 @@ def decided(difference: Any) -> Markup | None:
     return el("span", word, class_=f"ci {_CLASS[word]}") if word in _CLASS else None
 
 
-def _against(name: str) -> str:
-    other = name.split(" - ", 1)[-1]
-    return SYSTEMS.get(other, other)
+def _against(evaluation: Mapping[str, Any], name: str) -> str:
+    return _titled(evaluation, name.split(" - ", 1)[-1])
 
 
 def _arrow(better: Any) -> Markup:

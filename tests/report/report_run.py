@@ -15,6 +15,8 @@ from scaletot_jax.evaluation.bootstrap import Interval
 from scaletot_jax.evaluation.verdict import Gain
 from scaletot_jax.evaluation.verdict import verdict as evaluated_verdict
 from scaletot_jax.files import write_json, write_table
+from scaletot_jax.profiles.features import FeatureSpace, NumberScale
+from scaletot_jax.profiles.fields import Field
 from scaletot_jax.run import STAGES, Run, Stage
 from scaletot_jax.step_log import StepLog
 
@@ -75,6 +77,7 @@ def make_run(
         config["lm"]["chain_spec"] = str(path)
     config["data"]["name"] = "parquet"
     config["osipo"]["updates"] = 12
+    config["report"]["chains"] = 2
     for key, value in values.items():
         section, name = key.split("__")
         config[section][name] = value
@@ -103,7 +106,7 @@ def _prepare(run: Run, rng: np.random.Generator, word: str) -> None:
             "row": np.arange(count),
             "user_id": [f"{USER}-{i}" for i in range(count)],
             "group": [f"{USER}-{i}" for i in range(count)],
-            "split": ["teacher"] * count,
+            "split": ["teacher" if i < 20 else "head" if i < 30 else "test" for i in range(count)],
             "exact_key": [key_of(i) for i in range(count)],
             "city": cities,
             "visits": rng.integers(0, 9, count).astype(float),
@@ -128,7 +131,18 @@ def _prepare(run: Run, rng: np.random.Generator, word: str) -> None:
             "ltv30": {"mean": 48.2, "zero_share": 0.334, "max": 1204.5},
         },
     }
-    stage.finish(["population.parquet", "renderer.json"], summary)
+    write_json(stage.path("features.json"), _features(fields, cities, table["visits"].to_numpy()))
+    stage.finish(["population.parquet", "renderer.json", "features.json"], summary)
+
+
+def _features(fields: list[dict[str, Any]], cities: list[str], visits: np.ndarray) -> dict[str, Any]:
+    scale = NumberScale.fit(visits)
+    return FeatureSpace(
+        tuple(Field.model_validate(field) for field in fields),
+        {"city": ("[missing]", "[unknown]", *sorted(set(cities)))},
+        {},
+        {"visits": scale},
+    ).to_dict()
 
 
 def _teach(run: Run, rng: np.random.Generator, word: str) -> None:
@@ -275,6 +289,7 @@ def _osipo(run: Run, rng: np.random.Generator, word: str) -> None:
         log.append(
             step, loss=0.1, outcome=0.86 + 0.002 * step + 0.003 * rng.normal(), outcome_variance=3e-4, kl=0.02 * step, entropy=0.6 - 0.01 * step,
             value_auc=0.5 + 0.02 * rng.normal(), value_pairs=40.0, chain_tokens=34.5, valid_rate=1.0, grad_norm=float("nan"),
+            **{f"credit_{k}": 0.5 + 0.1 * k + 0.01 * step for k in range(3)}, **{f"process_reward_{k}": 0.01 * step * (k - 1) for k in range(3)},
         )  # fmt: skip
     log.close()
     held_out = {"base": _held_out(0.1702), "sft": _held_out(0.1391), "osipo": _held_out(0.1379)}
@@ -308,7 +323,11 @@ def _distill(run: Run, rng: np.random.Generator, word: str) -> None:
 
 def _score(run: Run, rng: np.random.Generator, word: str) -> None:
     stage = _open(run, "score", "prepare", "distill")
-    write_json(stage.path("manifest.json"), {"format": 1, "rows": 9834, "dim": 64, "shards": []})
+    z = rng.normal(size=(40, 4)).astype(np.float16)
+    shard = pa.table({"row": np.arange(40), "embedding": pa.FixedSizeListArray.from_arrays(pa.array(z.ravel()), 4)})
+    write_table(stage.path("part-00000.parquet"), shard)
+    shards = [{"file": "part-00000.parquet", "rows": 40}]
+    write_json(stage.path("manifest.json"), {"format": 1, "rows": 9834, "dim": 64, "shards": shards})
     stage.finish(["manifest.json"], {"rows": 9834, "shards": 1, "dim": 64, "dtype": "float16"})
 
 
@@ -338,7 +357,83 @@ def _evaluate(run: Run, rng: np.random.Generator, word: str) -> None:
         "verdict": targets["lt30"]["features"]["static+early"]["verdict"],
     }
     write_json(stage.path("metrics.json"), metrics)
-    stage.finish(["metrics.json"], {"rows": metrics["rows"], "verdict": metrics["verdict"]})
+    write_table(stage.path("predictions.parquet"), _predictions(rng))
+    expected = rng.gamma(2.0, 1.0, 40)
+    served = {"row": np.arange(40), "user_id": [f"{USER}-{i}" for i in range(40)]}
+    served |= {
+        "expected_lt30": expected.astype(np.float32),
+        "p_positive_lt30": (1 - np.exp(-expected)).astype(np.float32),
+    }
+    write_table(stage.path("population.parquet"), pa.table(served))
+    stage.finish(
+        ["metrics.json", "predictions.parquet", "population.parquet"],
+        {"rows": metrics["rows"], "verdict": metrics["verdict"]},
+    )
+
+
+def _predictions(rng: np.random.Generator) -> pa.Table:
+    """Test rows 30..39, several times over, for the heads without and with ẑ."""
+    rows = np.tile(np.arange(30, 40), 20)
+    parts = []
+    for system in ("profile", "profile_z"):
+        expected = rng.gamma(2.0, 1.0, len(rows)).round(2)
+        columns = {
+            "row": rows,
+            "target": ["lt30"] * len(rows),
+            "features": ["static+early"] * len(rows),
+            "system": [system] * len(rows),
+        }
+        parts.append(
+            pa.table(columns | {"label": rng.poisson(expected).astype(float), "expected": expected.astype(np.float32)})
+        )
+    return pa.concat_tables(parts)
+
+
+def add_coverage(run: Run) -> None:
+    """A coverage curve of four points, the first of which was not run."""
+    stage = _open(run, "coverage", "prepare", "teach", "sft", "osipo", "distill")
+
+    def gains(share: float) -> dict[str, Any]:
+        row = {"estimate": 0.01 * share, "low": 0.01 * share - 0.004, "high": 0.01 * share + 0.004}
+        return {
+            f"{use} - profile": {metric: row for metric in ("rps_skill", "spearman")} for use in ("everywhere", "own")
+        }
+
+    points: list[dict[str, Any]] = [
+        {
+            "share": 0.01,
+            "users": 20,
+            "profiles": 20,
+            "status": "not run",
+            "why": "20 reasoned users, at least 100 are needed",
+            "labels": {},
+        }
+    ]
+    for share in (0.0732, 0.2, 1.0):
+        scarce = {"status": "run", "labelled": 300, "systems": {}, "differences": gains(share)}
+        points.append(
+            {
+                "share": share,
+                "users": int(2011 * share),
+                "profiles": int(2000 * share),
+                "status": "run",
+                "why": None,
+                "labels": {"scarce": scarce},
+            }
+        )
+    curve = {
+        "rise": None,
+        "bend": None,
+        "sentence": "From 0.0732 to 1 of the users the skill is flat as far as can be told.",
+    }
+    write_json(
+        stage.path("coverage.json"), {"level": 0.95, "points": points, "curves": {"scarce": {"everywhere": curve}}}
+    )
+    money = [
+        {"share": point["share"], "tokens": 1000 * point["users"], "usd": 0.001 * point["users"]} for point in points
+    ]
+    write_json(stage.path("money.json"), {"points": money})
+    stage.finish(["coverage.json"], {})
 
 
 def _comparison(rng: np.random.Generator, kind: str, word: str, features: str) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""What the report says: numbers of the artifacts, and the verdict on top."""
+
+import dataclasses
+import json
+import re
+
+import pyarrow as pa
+import pytest
+from report.page_reader import Reader
+from report.report_run import make_run
+
+from scaletot_jax.report.material import collect, segment_uncertainty
+from scaletot_jax.report.report import excerpt, render
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return (run.workdir / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def sentence_of(run):
+    return json.loads((run.workdir / "evaluate" / "metrics.json").read_text())["verdict"]["sentence"]
+
+
+def test_the_verdict_stands_on_top_with_its_interval(run, page):
+    top = page[: page.index('id="people"')]
+    subject = sentence_of(run).split(": ")[0]
+    assert "cannot be told at this size" in subject
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", top)[1]
+    assert re.sub("<[^>]+>", "", heading) == (
+        "Cannot be told at this size: with ẑ, Spearman of lt30 changes by +0.004 (95\u00a0% interval −0.011 to +0.019)"
+    )
+    drawn = re.search(r'aria-label="Spearman: with ẑ minus ….*?"', top)[0]
+    assert "Placebo: another user&#x27;s ẑ: +0.002, interval −0.005 to 0.010" in drawn
+    assert top.index("<h1") < top.index("<h2")
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [("helped", '<span class="helps">Yes</span>'), ("hurt", '<span class="hurts">No, it hurts</span>')],
+)
+def test_the_other_verdicts(tmp_path, word, answer):
+    with make_run(tmp_path / "run", word=word) as run:
+        content = excerpt(run.workdir, run.config, "verdict")
+    assert f"{answer}: with ẑ, Spearman of lt30" in content
+
+
+def test_numbers_come_from_the_artifacts(run, page):
+    shown = re.sub("<[^>]+>", " ", page[: page.index("<script")])
+    for number_ in (
+        "9,834",
+        "2,011",
+        "0.1457",
+        "0.1379",
+        "16,350",
+        "74,880",
+        "best cross-validated R² of the days label",
+    ):
+        assert number_ in shown
+    assert "nan" not in shown.lower().replace("finance", "")
+    metrics = json.loads((run.workdir / "metrics.json").read_text())
+    evaluated = json.loads((run.workdir / "evaluate" / "metrics.json").read_text())
+    estimate = evaluated["targets"]["lt30"]["features"]["static"]["systems"]["ridge"]["rmse"]["estimate"]
+    assert f"{estimate:.3f}" in shown
+    assert metrics["evaluation"]["targets"] == evaluated["targets"]
+
+
+def test_slices_are_shown_with_their_words_and_without_numbers_where_there_are_too_few(run):
+    """Cells of the first table, that of the verdict's label and fields."""
+    read = excerpt(run.workdir, run.config, "seen")
+    first, *others = (re.findall(r"<tr>(.*?)</tr>", table_) for table_ in re.findall(r"<tbody>(.*?)</tbody>", read))
+    rows = [[re.sub("<[^>]+>", " ", cell).split() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in first]  # fmt: skip
+    assert [" ".join(row[0]) for row in rows] == [
+        "Among those the teacher reasoned about", "Not among those the teacher reasoned about",
+        "Among those the heads were trained on", "Not among those the heads were trained on", "The former minus the latter",
+    ]  # fmt: skip
+    assert rows[2][1:3] == [["907"], ["344"]] and rows[2][5] == ["+0.0310", "+0.0120", "to", "+0.0470", "helped"]
+    assert rows[3][5][-1] == "hurt" and rows[4][5] == ["+0.0550", "+0.0330", "to", "+0.0710"]
+    assert rows[1][1:4] == [["17"], ["9"], ["–"]] and " ".join(rows[1][5]) == "too few to tell fewer than 30 rows"
+    assert len(others) == 3 and read.count("not applicable") == 2
+
+
+def test_transfer_of_groups_the_student_knew_is_named_for_what_it_is(run):
+    shown = re.sub("<[^>]+>", " ", excerpt(run.workdir, run.config, "transfer"))
+    unseen, trained = shown.split("groups whose chains or labels trained the student")
+    assert "groups that no training of the language model saw" in unseen and "0.410" in unseen and "0.770" not in unseen
+    assert "0.770" in trained and "Groups of the teacher split" in unseen
+
+
+def test_a_run_from_before_the_slices_and_the_two_kinds_of_held_out_groups_is_still_shown(tmp_path):
+    with make_run(tmp_path / "run") as run:
+        path = run.workdir / "distill" / "stage.json"
+        record = json.loads(path.read_text())
+        record["summary"]["transfer"] = record["summary"]["transfer"]["unseen_groups"]
+        path.write_text(json.dumps(record))
+        material = collect(run)
+    evaluation = json.loads(json.dumps(material.evaluation))
+    for target in evaluation["targets"].values():
+        for found in target["features"].values():
+            del found["slices"]
+    content = render(dataclasses.replace(material, evaluation=evaluation))
+    Reader(content)
+    assert "This evaluation was made without slices" in content
+    assert "groups of the teacher split among them" in content
+
+
+def test_merged_metrics(run):
+    metrics = json.loads((run.workdir / "metrics.json").read_text())
+    assert metrics["student"]["base_rate_rps"] == 0.1457
+    assert [metrics["student"][name]["rps"] for name in ("base", "sft", "osipo")] == [0.1702, 0.1391, 0.1379]
+    assert metrics["verdict"]["sentence"] == sentence_of(run)
+    assert metrics["teacher"]["chains"]["accepted"] == 29
+    assert metrics["teacher"]["funnel"]["profiles"] == 30
+    assert metrics["distill"]["layer"] == 11
+    assert metrics["score"]["rows"] == metrics["data"]["rows"] == 9834
+    assert metrics["missing"] == {}
+    config = json.loads((run.workdir / "config.json").read_text())
+    assert config == json.loads(json.dumps(run.config))
+    environment = json.loads((run.workdir / "env.json").read_text())
+    assert environment["packages"]["jax"] and environment["cpus"] >= 1
+
+
+def test_a_student_without_signal_is_named(tmp_path):
+    with make_run(tmp_path / "run") as run:
+        path = run.workdir / "osipo" / "stage.json"
+        record = json.loads(path.read_text())
+        record["summary"].update(osipo_signal=False, outcome_variance=2e-6, process_stopped={"kl": 7})
+        path.write_text(json.dumps(record))
+        content = excerpt(run.workdir, run.config, "learning")
+    assert "OSIPO had no signal" in content
+    assert "switched off from update 7" in content
+
+
+def test_uncertainty_before_and_after_refinement():
+    columns = (
+        "exact_key",
+        "parent",
+        "depth",
+        "segment",
+        "entropy",
+        "disagreement",
+        "uncertainty",
+        "threshold",
+        "refined",
+        "refinement_accepted",
+        "reason",
+    )
+    rows = [
+        ("a", 0, 1, "context", 0.9, 0.1, 0.8, 0.5, True, True, "replaced by the revision"),
+        ("a", 0, 1, "context", 0.3, 0.2, 0.2, 0.5, True, True, ""),
+        ("a", 0, 1, "context", 0.3, 0.2, 0.2, 0.5, True, True, "outside the beam"),
+        ("b", 0, 1, "context", 0.5, 0.4, 0.4, 0.5, False, False, ""),
+        ("b", 1, 2, "outlook", 0.7, 0.0, 0.6, 0.5, True, False, ""),
+        ("b", 2, 3, "rule", 0.0, 0.0, 0.0, 0.0, False, False, ""),  # no call: not an expansion
+    ]
+    context, outlook = segment_uncertainty(pa.Table.from_pylist([dict(zip(columns, row)) for row in rows]))
+    assert (context["expansions"], context["refined"], context["accepted"]) == (2, 1, 1)
+    assert context["entropy_before"] == pytest.approx((0.9 + 0.5) / 2)
+    assert context["entropy_after"] == pytest.approx((0.3 + 0.5) / 2)
+    assert context["uncertainty_before"] == pytest.approx((0.8 + 0.4) / 2)
+    assert (outlook["segment"], outlook["refined"], outlook["accepted"]) == ("outlook", 1, 0)
+    assert outlook["entropy_before"] == outlook["entropy_after"]
