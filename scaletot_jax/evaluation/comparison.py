@@ -65,7 +65,14 @@ def variants(
 
 
 def predict(
-    target: Target, inputs: Mapping[str, np.ndarray], dense: np.ndarray, rows: Rows, head: Mapping[str, Any], seed: int
+    target: Target,
+    inputs: Mapping[str, np.ndarray],
+    dense: np.ndarray,
+    rows: Rows,
+    head: Mapping[str, Any],
+    seed: int,
+    *,
+    shared_penalty: bool = False,
 ) -> tuple[dict[str, list[Predictions]], Predictions, KeptHead]:
     """Fits every system on the head rows and predicts the test rows.
 
@@ -76,6 +83,7 @@ def predict(
       rows: head trains, val selects, test is predicted.
       head: the configuration's ``head`` section.
       seed: of the heads; their number is ``head["seeds"]``.
+      shared_penalty: see :func:`scaletot_jax.evaluation.heads.fit_heads`.
 
     Returns:
       system → predictions of each seed for the test rows (one entry for constant and ridge); the predictions of
@@ -92,6 +100,7 @@ def predict(
             x[rows.head], y[rows.head], x[rows.val], y[rows.val],
             loss=ziln_nll if target.kind == "value" else hurdle_nll, mixing=mixing,
             seeds=[seed + i for i in range(head["seeds"])], bias=base_rate(target, rows),
+            shared_penalty=shared_penalty,
             **{key: head[key] for key in ("width", "steps", "batch_size", "learning_rate", "penalties")},
         )  # fmt: skip
         logits = predict_heads(fitted, x[rows.test], width=head["width"], mixing=mixing)

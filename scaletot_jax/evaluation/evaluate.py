@@ -86,7 +86,7 @@ def evaluate(run: Run) -> Stage:
             absent: dict[str, dict[str, Any]] = {}
             for target in targets:
                 systems, everyone, head = comparison.predict(
-                    target, inputs, found.dense, rows, run.config["head"], seed
+                    target, inputs, found.dense, rows, run.config["head"], seed, shared_penalty=True
                 )
                 baselines, absent[target.column] = fit_baselines(known, target) if settings["baselines"] else ({}, {})
                 said[target.column] = {**systems, **{system: list(p) for system, p in baselines.items()}}

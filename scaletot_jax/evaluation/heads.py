@@ -106,6 +106,7 @@ def fit_heads(
     penalties: Sequence[float],
     bias: np.ndarray | None = None,
     check_every: int = 50,
+    shared_penalty: bool = False,
 ) -> Fitted:
     """Trains one head a seed and penalty with Adam; keeps the penalty and the step that do best on the validation rows.
 
@@ -119,6 +120,7 @@ def fit_heads(
       penalties: candidates of λ in mean loss + λ/2 · (‖W‖² + ‖V‖² + ‖U‖²).
       bias: [O] initial output bias, e.g. that of the base rate; zeros by default.
       check_every: steps between two looks at the validation loss.
+      shared_penalty: the first seed chooses λ for all: P + S − 1 trainings in place of P · S.
 
     Returns:
       the heads; the same arguments give the same bytes.
@@ -143,13 +145,22 @@ def fit_heads(
         block=check_every,
         batch=min(batch_size, len(x)),
     )
-    params, val_loss, best, penalty = fit(
-        jnp.asarray(seeds, jnp.uint32), jnp.asarray(penalties, jnp.float32), jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32),
-        jnp.asarray(x_val, jnp.float32), jnp.asarray(y_val, jnp.float32), jnp.asarray(start),
-    )  # fmt: skip
-    return Fitted(
-        jax.tree.map(np.asarray, params), np.asarray(val_loss), np.asarray(best) * check_every, np.asarray(penalty)
-    )
+    arrays = [jnp.asarray(value, jnp.float32) for value in (x, y, x_val, y_val, start)]
+
+    def run(some: Sequence[int], candidates: Sequence[float]) -> Fitted:
+        jobs = np.repeat(np.asarray(some, np.uint32), len(candidates)), np.tile(np.float32(candidates), len(some))
+        params, losses, steps = jax.tree.map(np.asarray, fit(*map(jnp.asarray, jobs), *arrays))
+        losses = losses.reshape(len(some), len(candidates))
+        best = losses.argmin(axis=1)
+        chosen = np.arange(len(some)) * len(candidates) + best
+        kept = jax.tree.map(lambda leaf: leaf[chosen], params)
+        return Fitted(kept, losses.min(axis=1), steps[chosen] * check_every, jobs[1][: len(candidates)][best])
+
+    if not shared_penalty or len(seeds) == 1 or len(penalties) == 1:
+        return run(seeds, penalties)
+    first = run(seeds[:1], penalties)
+    rest = run(seeds[1:], [float(first.penalty[0])])
+    return Fitted(*(jax.tree.map(lambda one, more: np.concatenate([one, more]), a, b) for a, b in zip(first, rest)))
 
 
 def predict_heads(fitted: Fitted, x: np.ndarray, *, width: int, mixing: Mixing) -> np.ndarray:
@@ -211,12 +222,7 @@ def _fit(seeds, penalties, x, y, x_val, y_val, bias, *, loss, optimizer, width, 
         (_, _, best, best_loss, best_block), _ = jax.lax.scan(check, begin, jnp.arange(blocks))
         return best, best_loss, best_block
 
-    jobs = (jnp.repeat(seeds, len(penalties)), jnp.tile(penalties, len(seeds)))
-    params, losses, steps = jax.lax.map(one, jobs)
-    losses = losses.reshape(len(seeds), len(penalties))
-    best = jnp.argmin(losses, axis=1)
-    chosen = jnp.arange(len(seeds)) * len(penalties) + best
-    return jax.tree.map(lambda leaf: leaf[chosen], params), losses.min(axis=1), steps[chosen], penalties[best]
+    return jax.lax.map(one, (seeds, penalties))
 
 
 def ridge(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray, x_test: np.ndarray) -> np.ndarray:

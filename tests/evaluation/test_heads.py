@@ -109,3 +109,13 @@ def test_all_hazards_share_one_score():
     mixing = np.asarray(heads.hurdle_mixing(4))
     np.testing.assert_array_equal(np.array([2.0, -1.0]) @ mixing, [2, -1, -1, -1])
     np.testing.assert_array_equal(heads.free_mixing(3), np.eye(3))
+
+
+def test_with_a_shared_penalty_the_first_seed_chooses_and_each_seed_is_the_head_of_that_penalty():
+    parts = (*table(100, 0), *table(80, 1))
+    shared = fit(*parts, seeds=(3, 4, 5), steps=50, shared_penalty=True)
+    alone = fit(*parts, seeds=(3,), steps=50)
+    assert (shared.penalty == alone.penalty[0]).all()
+    same = fit(*parts, seeds=(3, 4, 5), steps=50, penalties=(float(alone.penalty[0]),))
+    np.testing.assert_allclose(shared.val_loss, same.val_loss, rtol=1e-5)
+    np.testing.assert_allclose(shared.params["bias"], same.params["bias"], rtol=1e-4, atol=1e-5)

@@ -62,7 +62,7 @@ def _fit(known: Known, target: Target, loss: Loss) -> Any:
     mixing = free_mixing(3) if target.kind == "value" else hurdle_mixing(target.horizon)
     fitted = fit_heads(
         x[rows.head], y[rows.head], x[rows.val], y[rows.val], loss=loss, mixing=mixing,
-        seeds=[known.seed + i for i in range(head["seeds"])], bias=base_rate(target, rows),
+        seeds=[known.seed + i for i in range(head["seeds"])], bias=base_rate(target, rows), shared_penalty=True,
         **{key: head[key] for key in ("width", "steps", "batch_size", "learning_rate", "penalties")},
     )  # fmt: skip
     return predict_heads(fitted, x[rows.test], width=head["width"], mixing=mixing)
