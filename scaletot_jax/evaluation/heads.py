@@ -148,7 +148,10 @@ def fit_heads(
     arrays = [jnp.asarray(value, jnp.float32) for value in (x, y, x_val, y_val, start)]
 
     def run(some: Sequence[int], candidates: Sequence[float]) -> Fitted:
-        jobs = np.repeat(np.asarray(some, np.uint32), len(candidates)), np.tile(np.float32(candidates), len(some))
+        jobs = (
+            np.repeat(np.asarray(some, np.uint32), len(candidates)),
+            np.tile(np.asarray(candidates, np.float32), len(some)),
+        )
         params, losses, steps = jax.tree.map(np.asarray, fit(*map(jnp.asarray, jobs), *arrays))
         losses = losses.reshape(len(some), len(candidates))
         best = losses.argmin(axis=1)
