@@ -104,6 +104,7 @@ def check_same(model, peer, users: Path, work: Path) -> float:
     """Largest difference of an expected label between ours and the peer on the first rows, as a share of its spread."""
     head = work / "head"
     head.mkdir(exist_ok=True)
+    shutil.rmtree(work / "head_ours", ignore_errors=True)  # of another table, in a folder that is used again
     first = pq.ParquetFile(sorted(users.glob("*.parquet"))[0])
     pq.write_table(pa.Table.from_batches([next(first.iter_batches(4096))]), head / "a.parquet")
     score_table(model.directory, head, work / "head_ours", Options())
