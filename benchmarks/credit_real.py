@@ -88,6 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("complete_journey", "oulad"), default="complete_journey")
     parser.add_argument("--workdir", type=Path, default=None)
+    parser.add_argument(
+        "--judged", choices=("outlook", "habit"), default="outlook", help="the slot left to the teacher"
+    )
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", type=int, default=1, help="of the policy stage; the student is one")
     parser.add_argument("--rows", type=int, default=256, help="held-out rows")
@@ -105,7 +108,7 @@ def main() -> None:
     workdir = options.workdir or Path("runs") / f"credit_real_{tag}"
     started = time.perf_counter()
     config = recipe(options)
-    config.lm.chain_spec = str(write_spec(options.data, workdir))
+    config.lm.chain_spec = str(write_spec(options.data, options.judged, workdir))
     # Arms differ in numbers more than in programs: what is compiled once serves the others.
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     run_all(config, workdir, stages=("prepare", "teach", "sft"))
@@ -127,7 +130,10 @@ def main() -> None:
     line = {
         "benchmark": "credit_real",
         "data": options.data,
-        "settings": {name: getattr(options, name) for name in ("seeds", "rows", "updates", "outcome", "temperature")},
+        "settings": {
+            name: getattr(options, name)
+            for name in ("judged", "layers", "seeds", "rows", "updates", "outcome", "temperature")
+        },
         **result,
         "probe": probed,
         "seconds_of_this_run": round(time.perf_counter() - started, 1),
@@ -138,14 +144,14 @@ def main() -> None:
 
 
 def recipe(options: argparse.Namespace) -> ConfigDict:
-    """A student whose answer follows its chain: every profile is taught with every habit, each with the answer that the
-    teacher gives after it."""
+    """A student whose answer follows its chain: every profile is taught with every value of the judged
+    slot, each with the answer that the teacher gives after it."""
     config = default_config()
     config.data.name = options.data
     config.lm.max_profile_tokens = 96
     config.teacher.num_profiles, config.teacher.pilot_profiles = (24, 16) if options.quick else (120, 120)
     config.teacher.answer = "chain"
-    config.teacher.beam, config.teacher.candidates = (4, 4)
+    config.teacher.beam = config.teacher.candidates = {"outlook": 3, "habit": 4}[options.judged]
     config.teacher.max_refined_nodes = 0
     config.student.num_layers = 2 if options.quick else options.layers
     config.student.trainable = "full"
@@ -166,22 +172,21 @@ def recipe(options: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def write_spec(data: str, workdir: Path) -> Path:
-    """The data set's own specification with one judged slot, the habit, which elsewhere is a fact; the rules stay.
+def write_spec(data: str, judged: str, workdir: Path) -> Path:
+    """The data set's own specification with one judged slot; the rules stay, but for a habit that is judged.
 
     With several judged slots the beam keeps paths that differ in those that do not move the answer (on Complete Journey 191
-    of 200 profiles had one outlook in both paths), so a student never sees two answers to one profile; and the outlook moves
-    the teacher's answer by a seventh of a bucket only. The habit is what moves it most.
+    of 200 profiles had one outlook in both paths), so a student never sees two answers to one profile.
     """
     content = yaml.safe_load((resources.files("scaletot_jax") / "specs" / f"{data}.yaml").read_text())
     for segment in content["segments"]:
         for slot in segment["slots"]:
-            if slot["name"] == "habit":
+            if slot["name"] == judged == "habit":
                 slot.pop("rule", None)
                 slot |= {"source": "scored", "stems": STEMS[data]}
-        segment["slots"] = [slot for slot in segment["slots"] if slot["source"] == "rule" or slot["name"] == "habit"]
+        segment["slots"] = [slot for slot in segment["slots"] if slot["source"] == "rule" or slot["name"] == judged]
     content["segments"] = [segment for segment in content["segments"] if segment["slots"]]
-    path = workdir.absolute() / "judged_habit.yaml"
+    path = workdir.absolute() / f"judged_{judged}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, yaml.safe_dump(content, sort_keys=False).encode())
     return path
