@@ -132,7 +132,7 @@ def evaluate(run: Run) -> Stage:
         "seeds": run.config["head"]["seeds"],
         "audit": audit,
         "metrics": {name: metric._asdict() for name, metric in CATALOGUE.items()},
-        "systems": {name: system._asdict() for name, system in SYSTEMS.items()},
+        "systems": {name: {**system._asdict(), "order": i} for i, (name, system) in enumerate(SYSTEMS.items())},
         "families": {
             "required": list(REQUIRED),
             "note": "Holm's correction over the required rivals, and apart from them over all other systems",

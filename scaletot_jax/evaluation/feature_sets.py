@@ -88,7 +88,9 @@ def known_of(
     """
     latent_rows, latent = _latent(run)
     embedded, why = (
-        _texts(run, population, rows) if text else (None, Missing("run on the configured profile fields only"))
+        _texts(run, population, rows)
+        if text
+        else (None, Missing("run on the configured profile fields only", note="not run"))
     )
     codes = field_codes(population.table, found.fields, rows.head)
     names = tuple(field.name for field in found.fields if field.kind != "text")
@@ -136,7 +138,7 @@ def _texts(run: Run, population: Population, rows: Rows) -> tuple[np.ndarray | N
     used = np.sort(np.concatenate(rows))
     most = run.config["evaluate"]["sentence_rows"]
     if len(used) > most:
-        return None, Missing(f"{len(used):,} rows are more than evaluate.sentence_rows = {most:,}")
+        return None, Missing(f"{len(used):,} rows are more than evaluate.sentence_rows = {most:,}", note="not run")
     try:
         model = load_sentence_model()
     except Missing as missing:

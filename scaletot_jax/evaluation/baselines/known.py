@@ -15,11 +15,11 @@ from scaletot_jax.evaluation.predictions import Rows
 
 
 class Missing(Exception):
-    """An optional package is not there. ``why`` and ``do`` go into the table in place of numbers."""
+    """An optional package is not there, or (``note`` "not run") the run did not ask for it. ``why`` and ``do`` go into the table in place of numbers."""
 
-    def __init__(self, why: str, do: str = ""):
+    def __init__(self, why: str, do: str = "", note: str = "missing"):
         super().__init__(f"{why}; {do}" if do else why)
-        self.why, self.do = why, do
+        self.why, self.do, self.note = why, do, note
 
 
 class NotApplicable(Exception):

@@ -84,7 +84,7 @@ def fit_baselines(
 
     Returns:
       system → predictions of each seed for the test rows; and of those that were not run, system → {note, why, do}, note being
-      "missing" (an optional package) or "not applicable".
+      "missing" (an optional package), "not run" or "not applicable".
     """
     found: dict[str, Sequence[Predictions]] = {}
     absent: dict[str, dict[str, Any]] = {}
@@ -92,7 +92,7 @@ def fit_baselines(
         try:
             found[name] = fit(known, target)
         except Missing as error:
-            absent[name] = {"note": "missing", "why": error.why, "do": error.do}
+            absent[name] = {"note": error.note, "why": error.why, "do": error.do}
         except NotApplicable as error:
             absent[name] = {"note": "not applicable", "why": str(error), "do": ""}
     return found, absent
