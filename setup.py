@@ -22,6 +22,7 @@ CORE = [
     "pydantic>=2.14.3",
     "PyYAML>=6.0.3",
     "safetensors>=0.8.0",
+    "tensorboardX>=2.6.5",
     "tokenizers>=0.23.3",
 ]
 

@@ -16,14 +16,16 @@ _LAZY = {
     "default_config": "scaletot_jax.config",
     "load_config": "scaletot_jax.config",
     "run_all": "scaletot_jax.pipeline",
+    "ScaleToTEncoder": "scaletot_jax.estimator",
     "ScaleToTError": "scaletot_jax.errors",
 }
 
-__all__ = ["ScaleToTError", "__version__", "default_config", "load_config", "run_all"]
+__all__ = ["ScaleToTEncoder", "ScaleToTError", "__version__", "default_config", "load_config", "run_all"]
 
 if TYPE_CHECKING:
     from scaletot_jax.config import default_config, load_config
     from scaletot_jax.errors import ScaleToTError
+    from scaletot_jax.estimator import ScaleToTEncoder
     from scaletot_jax.pipeline import run_all
 
 

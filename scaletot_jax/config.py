@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
+from scaletot_jax import sinks
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.teacher.served import settings as served
 
@@ -110,6 +111,9 @@ def default_config() -> ConfigDict:
     config.mesh.data = 1  # 0: as many as there are
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+
+    config.metrics = ConfigDict()  # beside steps.jsonl and TensorBoard's event files, which are always written
+    config.metrics.sinks = ()  # any of wandb, mlflow, trackio; changes no result
 
     config.checkpoint = ConfigDict()  # of SFT and OSIPO; changes no result, so it may differ between restarts
     config.checkpoint.keep = 2  # the newest
@@ -423,6 +427,11 @@ def validate(config: ConfigDict) -> None:
             where="distill.placebos",
             why=f"{list(flat['distill.placebos'])}",
             do=f"list some of {', '.join(TARGETS)}, each once",
+        )
+    strange = [name for name in flat["metrics.sinks"] if name not in sinks.OPTIONAL]
+    if strange:
+        raise ConfigError(
+            "unknown sink of metrics", where="metrics.sinks", why=f"{strange}", do=f"any of {', '.join(sinks.OPTIONAL)}"
         )
     penalties = flat["head.penalties"]
     if not penalties or not all(isinstance(p, (int, float)) and p >= 0 for p in penalties):

@@ -11,6 +11,7 @@ import numpy as np
 
 from scaletot_jax.files import disk_errors, write_bytes
 from scaletot_jax.parallel.distributed import leads
+from scaletot_jax.sinks import Sinks
 
 
 class StepLog:
@@ -18,10 +19,16 @@ class StepLog:
 
     On opening, lines beyond ``keep_through`` (the step of the restored checkpoint) and a torn last line are dropped. Of
     several processes the first alone writes.
+
+    Args:
+      path: of the file.
+      keep_through: the last step that is kept.
+      sinks: where every line goes besides, its names after ``prefix``; they are the caller's to close.
     """
 
-    def __init__(self, path: str | Path, *, keep_through: int):
+    def __init__(self, path: str | Path, *, keep_through: int, sinks: Sinks | None = None, prefix: str = ""):
         self.path = Path(path)
+        self._sinks, self._prefix = sinks, prefix
         kept = [row for row in read_steps(self.path) if row["step"] <= keep_through]
         text = "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in kept)
         write_bytes(self.path, text.encode())
@@ -32,6 +39,8 @@ class StepLog:
         with disk_errors(self.path):
             self._handle.write(json.dumps(row, sort_keys=True, allow_nan=False) + "\n")
             self._handle.flush()
+        if self._sinks is not None:
+            self._sinks.write(int(step), {self._prefix + key: row[key] for key in values})
 
     def close(self) -> None:
         self._handle.close()

@@ -30,6 +30,7 @@ from scaletot_jax.encoder.value_words import likeness, start_tables
 from scaletot_jax.errors import DataError
 from scaletot_jax.parallel import checkpoint
 from scaletot_jax.progress import Progress
+from scaletot_jax.sinks import Sinks
 from scaletot_jax.step_log import StepLog
 
 Vectors = Sequence["np.ndarray | None"] | None
@@ -55,6 +56,7 @@ def fit_targets(
     *,
     mode: str,
     vectors: Vectors = None,
+    sinks: Sinks | None = None,
 ) -> Fitted:
     """The whole way from targets to an encoder: emphasis, spread over profiles without states, training.
 
@@ -74,6 +76,7 @@ def fit_targets(
       seed: of weights, batches and field dropout.
       mode: what the targets are, one of ``config.TARGETS``.
       vectors: of the values' words, :func:`scaletot_jax.encoder.value_words.value_vectors`; None: values are strangers.
+      sinks: where the lines of ``steps.jsonl`` go besides.
     """
     power = 0.0 if mode == "labels" else settings["emphasis"]
     emphasis = [(w.variance / w.variance.mean()) ** (power / 2) for w in targets.whitening]
@@ -81,18 +84,18 @@ def fit_targets(
     known = np.all([np.isfinite(value).all(1) for value in values], axis=0)
     train, select = ((profiles.part == name) & known for name in ("train", "select"))
     record: dict[str, Any] = {}
-    given = _data(inputs, values, train)
+    given = data_of(inputs, values, train)
     if settings["pool"]:
         found = spread(
             spec, Inputs(*(column[train] for column in inputs)), [value[train] for value in values],
             profiles.groups[train].astype(str), pool,
             None if vectors is None else [likeness(found) for found in vectors],
         )  # fmt: skip
-        given, record = _data(found.inputs, found.targets), {"spread": found.record}
+        given, record = data_of(found.inputs, found.targets), {"spread": found.record}
     state = fit_encoder(
-        folder, spec, given, _data(inputs, values, select), early, settings, seed,
+        folder, spec, given, data_of(inputs, values, select), early, settings, seed,
         vectors=vectors, weights=LABELS if mode == "labels" else STATES,
-        name="encoder" if mode == settings["target"] else f"placebo {mode}",
+        name="encoder" if mode == settings["target"] else f"placebo {mode}", sinks=sinks,
     )  # fmt: skip
     params = dict(state.best)
     for k, scale in enumerate(emphasis):
@@ -106,7 +109,8 @@ def fit_targets(
     return Fitted(params, record)
 
 
-def _data(inputs: Inputs, targets: Sequence[np.ndarray], mask: np.ndarray | slice = slice(None)) -> Data:
+def data_of(inputs: Inputs, targets: Sequence[np.ndarray], mask: np.ndarray | slice = slice(None)) -> Data:
+    """Those of the profiles in ``mask``, for the device. inputs: U profiles; targets: for each segment [U, d_k]."""
     rows = Inputs(*(jnp.asarray(column[mask]) for column in inputs))
     return Data(rows, tuple(jnp.asarray(target[mask], jnp.float32) for target in targets))
 
@@ -123,11 +127,12 @@ def fit_encoder(
     vectors: Vectors = None,
     weights: LossWeights = STATES,
     name: str = "encoder",
+    sinks: Sinks | None = None,
 ) -> TrainState:
     """Trains from the newest checkpoint of ``folder``, or from the start, to the last step; writes ``steps.jsonl``.
 
     Args:
-      folder, spec, early, settings, seed, vectors: as in :func:`fit_targets`.
+      folder, spec, early, settings, seed, vectors, sinks: as in :func:`fit_targets`.
       train: what is learnt.
       select: chooses the step to keep.
       weights: of the parts of the loss.
@@ -145,7 +150,7 @@ def fit_encoder(
         state = TrainState(*restored.arrays)
     key = jax.random.fold_in(jax.random.key(seed), 5)
     steps = checks * CHECK_EVERY
-    log = StepLog(folder / "steps.jsonl", keep_through=int(state.step))
+    log = StepLog(folder / "steps.jsonl", keep_through=int(state.step), sinks=sinks)
     with Progress(f"distill: {name}", steps, "steps", done=int(state.step)) as progress:
         while (step := int(state.step)) < steps:
             count = min(every, checks - step // CHECK_EVERY)

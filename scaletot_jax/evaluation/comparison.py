@@ -27,7 +27,7 @@ import numpy as np
 from scaletot_jax.evaluation.bootstrap import Interval, bootstrap, paired_difference, percentile_interval
 from scaletot_jax.evaluation.catalogue import CATALOGUE, LOWER_IS_BETTER, METRICS, metric_functions
 from scaletot_jax.evaluation.family import holm
-from scaletot_jax.evaluation.heads import Scaler, fit_heads, free_mixing, hurdle_mixing, predict_heads, ridge
+from scaletot_jax.evaluation.heads import Fitted, Scaler, fit_heads, free_mixing, hurdle_mixing, predict_heads, ridge
 from scaletot_jax.evaluation.kept_heads import KeptHead
 from scaletot_jax.evaluation.predictions import LEVELS, Predictions, Rows, Target, average, of_mean, thresholds
 from scaletot_jax.evaluation.verdict import REQUIRED, WITH, WITHOUT, Gain, word
@@ -94,15 +94,9 @@ def predict(
     out = {"constant": [_constant(target, rows)]}
     x = Scaler.fit(dense[rows.head]).apply(dense)
     out["ridge"] = [of_mean(ridge(x[rows.head], y[rows.head], x[rows.val], y[rows.val], x[rows.test]))]
-    mixing = free_mixing(3) if target.kind == "value" else hurdle_mixing(target.horizon)
     for name, x in inputs.items():
-        fitted = fit_heads(
-            x[rows.head], y[rows.head], x[rows.val], y[rows.val],
-            loss=ziln_nll if target.kind == "value" else hurdle_nll, mixing=mixing,
-            seeds=[seed + i for i in range(head["seeds"])], bias=base_rate(target, rows),
-            shared_penalty=shared_penalty,
-            **{key: head[key] for key in ("width", "steps", "batch_size", "learning_rate", "penalties")},
-        )  # fmt: skip
+        fitted, heads = fit_target(target, x, rows, head, seed, shared_penalty=shared_penalty)
+        mixing = heads.mixing
         logits = predict_heads(fitted, x[rows.test], width=head["width"], mixing=mixing)
         out[name] = [read_logits(target, one, rows) for one in logits]
         if name == WITH:
@@ -110,10 +104,25 @@ def predict(
                 read_logits(target, one, rows, quantiles=False)
                 for one in predict_heads(fitted, x, width=head["width"], mixing=mixing)
             ]
-            cap = float(y[rows.head].max())
-            kind = "value" if target.kind == "value" else "days"  # a binary label is a day of one: served as such
-            kept = KeptHead(target.column, kind, target.horizon, cap, head["width"], mixing, fitted.params)
+            kept = heads
     return out, average(everyone), kept
+
+
+def fit_target(
+    target: Target, x: np.ndarray, rows: Rows, head: Mapping[str, Any], seed: int, *, shared_penalty: bool = False
+) -> tuple[Fitted, KeptHead]:
+    """The heads of one label on standardised inputs x [U, P]: head rows train, val rows select. Else as :func:`predict`."""
+    y = target.labels
+    mixing = free_mixing(3) if target.kind == "value" else hurdle_mixing(target.horizon)
+    fitted = fit_heads(
+        x[rows.head], y[rows.head], x[rows.val], y[rows.val],
+        loss=ziln_nll if target.kind == "value" else hurdle_nll, mixing=mixing,
+        seeds=[seed + i for i in range(head["seeds"])], bias=base_rate(target, rows), shared_penalty=shared_penalty,
+        **{key: head[key] for key in ("width", "steps", "batch_size", "learning_rate", "penalties")},
+    )  # fmt: skip
+    cap = float(y[rows.head].max())
+    kind = "value" if target.kind == "value" else "days"  # a binary label is a day of one: served as such
+    return fitted, KeptHead(target.column, kind, target.horizon, cap, head["width"], mixing, fitted.params)
 
 
 def score_systems(

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from scaletot_jax.run import Stage
+from scaletot_jax.sinks import Sinks
 from scaletot_jax.step_log import StepLog
 from scaletot_jax.student.throughput import peak_flops, utilisation
 
@@ -26,13 +27,14 @@ class Clock:
       stage: whose folder holds ``timing.jsonl``.
       mesh: whose devices share the work.
       done: steps done by earlier processes; later lines are dropped.
+      sinks: of the stage, where the lines go besides.
       convention: how FLOPs were counted, such as ``"4ND"``; printed at the end.
     """
 
-    def __init__(self, stage: Stage, mesh: Mesh, *, done: int, convention: str):
+    def __init__(self, stage: Stage, mesh: Mesh, *, done: int, convention: str, sinks: Sinks | None = None):
         self._stage, self._convention = stage.name, convention
         self._devices, self._kind = mesh.devices.size, mesh.devices.flat[0].device_kind
-        self._log = StepLog(stage.path("timing.jsonl"), keep_through=done)
+        self._log = StepLog(stage.path("timing.jsonl"), keep_through=done, sinks=sinks, prefix="timing/")
         self._steps: list[tuple[float, float]] = []
         self.started = time.monotonic()
 

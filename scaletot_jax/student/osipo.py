@@ -30,6 +30,7 @@ from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
+from scaletot_jax.sinks import open_sinks
 from scaletot_jax.step_log import StepLog, read_steps
 from scaletot_jax.student.adapter import Adapter, save_adapter
 from scaletot_jax.student.clock import Clock
@@ -127,11 +128,11 @@ def train(
     state, flight = unit if flight is not None else (unit, None)
     reference = place(student.lora, step.shardings[2])
     grammar = place(student.grammar, step.shardings[3])
-    log = StepLog(stage.path("steps.jsonl"), keep_through=done)
+    sinks = open_sinks(run.workdir, "osipo", run.config)
+    log = StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)
     history = [row for row in read_steps(log.path) if row["step"] <= done]
-    clock = Clock(
-        stage, mesh, done=done, convention="2ND + 4ND + 4ND on rollouts and 4ND on the replay, rollouts apart"
-    )
+    convention = "2ND + 4ND + 4ND on rollouts and 4ND on the replay, rollouts apart"
+    clock = Clock(stage, mesh, done=done, convention=convention, sinks=sinks)
     with Progress("osipo", total, "updates", done=done) as progress, keeper:
         for update in range(done + 1, total + 1):
             served = (update - 1) % epochs  # updates that these rollouts have served
@@ -183,6 +184,7 @@ def train(
             )
     log.close()
     clock.close()
+    sinks.close()
     return gather(state.policy.lora), gather(state.reward.lora), stopped
 
 

@@ -24,6 +24,7 @@ from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
+from scaletot_jax.sinks import open_sinks
 from scaletot_jax.step_log import StepLog
 from scaletot_jax.student.adapter import TrainState, adamw, cast, save_adapter, start
 from scaletot_jax.student.calibrate import exit_map
@@ -139,8 +140,9 @@ def train(
     step, state, frozen, part = _prepare(run, student, examples, total)
     keeper = Keeper(stage, run.config["checkpoint"])
     state, done = keeper.resume(state, {"data": data})
-    log = StepLog(stage.path("steps.jsonl"), keep_through=done)
-    clock = Clock(stage, mesh, done=done, convention="6ND" if full else "4ND")
+    sinks = open_sinks(run.workdir, "sft", run.config)
+    log = StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)
+    clock = Clock(stage, mesh, done=done, convention="6ND" if full else "4ND", sinks=sinks)
     with Progress("sft", total, "steps", done=done) as progress, keeper:
         for number in range(done + 1, total + 1):
             clock.start()
@@ -161,6 +163,7 @@ def train(
             progress.advance(note=f"loss {values['loss']:.3f}, {speed}")
     log.close()
     clock.close()
+    sinks.close()
     kept = total
     if settings["keep"] == "best" and (best := keeper.best(state)) is not None:
         state, kept = best
