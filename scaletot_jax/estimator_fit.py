@@ -18,9 +18,10 @@ from scaletot_jax.encoder.score import compile_embedding, embed_rows
 from scaletot_jax.encoder.targets import Targets, label_targets, whitened_targets
 from scaletot_jax.encoder.train import LABELS, STATES
 from scaletot_jax.errors import DataError
-from scaletot_jax.evaluation.comparison import Rows, Target, fit_target
+from scaletot_jax.evaluation.comparison import fit_target
 from scaletot_jax.evaluation.heads import Scaler
 from scaletot_jax.evaluation.kept_heads import write_heads
+from scaletot_jax.evaluation.predictions import Rows, targets_of
 from scaletot_jax.export.levels import all_logits
 from scaletot_jax.files import read_json, write_json
 from scaletot_jax.losses.ltv import hurdle_distribution
@@ -124,12 +125,10 @@ def _write_heads(
     scaler = Scaler.fit(x[split.head])
     head = {name: settings[f"head_{name}"] for name in ("seeds", "width", "steps", "learning_rate", "penalties")}
     head["batch_size"] = settings["batch_size"]
-    labels = schema.labels
-    targets = [Target(labels.days.column, "days", labels.days.horizon, _numbers(rows, labels.days.column))]
-    if labels.value is not None:
-        targets.append(Target(labels.value.column, "value", 0, _numbers(rows, labels.value.column)))
     standard = scaler.apply(x)
-    kept = [fit_target(target, standard, split, head, settings["seed"])[1] for target in targets]
+    kept = [
+        fit_target(target, standard, split, head, settings["seed"])[1] for target in targets_of(schema.labels, rows)
+    ]
     columns = space.dense_columns()
     write_heads(
         folder, kept, scaler, profile_fields=settings["profile_fields"], columns=columns, dim=x.shape[1] - len(columns)

@@ -17,7 +17,7 @@ from scaletot_jax.population.model import load_model
 from scaletot_jax.population.score import Options, score_table
 
 pytestmark = pytest.mark.xdist_group("estimator")
-SMALL = {"dim": 6, "width": 16, "steps": 100, "batch_size": 64, "learning_rate": 3e-3, "whiten_dim": 3,
+SMALL = {"dim": 6, "width": 16, "steps": 50, "batch_size": 64, "learning_rate": 3e-3, "whiten_dim": 3,
          "head_seeds": 2, "head_width": 4, "head_steps": 200, "head_learning_rate": 1e-2, "head_penalties": (1e-2,)}  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from scaletot_jax.evaluation.catalogue import CATALOGUE
 from scaletot_jax.evaluation.feature_sets import FeatureSet, feature_sets, known_of
 from scaletot_jax.evaluation.heads import Scaler
 from scaletot_jax.evaluation.monotone import raise_to_monotone
-from scaletot_jax.evaluation.predictions import Predictions, Rows, Target, thresholds
+from scaletot_jax.evaluation.predictions import Predictions, Rows, Target, targets_of, thresholds
 from scaletot_jax.evaluation.split_audit import UNSEEN, audit_splits, audit_time, audit_training
 from scaletot_jax.evaluation.verdict import REQUIRED, RULE, verdict
 from scaletot_jax.files import read_table, write_json, write_table
@@ -61,7 +61,7 @@ def evaluate(run: Run) -> Stage:
 
     features = feature_sets(run, population, seed)
     known_profiles = {"teacher": _reasoned_rows(run), "head": rows.head}
-    targets = _targets(population)
+    targets = targets_of(population.schema.labels, population.table)
     results: dict[str, Any] = {
         target.column: {
             "kind": target.kind, "horizon": target.horizon or None,
@@ -211,17 +211,6 @@ def _audit(run: Run, population: Population, groups: np.ndarray) -> dict[str, An
 def _reasoned_rows(run: Run) -> np.ndarray:
     """Rows whose profiles the teacher reasoned about."""
     return read_table(run.finished("teach").path("profiles.parquet"), columns=["row"])["row"].to_numpy()
-
-
-def _targets(population: Population) -> list[Target]:
-    """The days label first: the verdict speaks of it."""
-    labels, table = population.schema.labels, population.table
-    days = labels.days
-    out = [Target(days.column, "days", days.horizon, _floats(table, days.column))]
-    if labels.value is not None:
-        out.append(Target(labels.value.column, "value", 0, _floats(table, labels.value.column)))
-    out += [Target(more.column, "days", more.horizon, _floats(table, more.column)) for more in labels.horizons]
-    return out + [Target(outcome.column, "binary", 1, _floats(table, outcome.column)) for outcome in labels.binary]
 
 
 def _prediction_rows(

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+
+from scaletot_jax.profiles.fields import Labels
 
 LEVELS = tuple((i + 0.5) / 50 for i in range(50))  # at which the quantiles of a value label are kept
 DAY_THRESHOLDS = (3, 7, 14)
@@ -22,6 +25,20 @@ class Target(NamedTuple):
     kind: str  # "days": hurdle-ordinal over 0..horizon; "value": zero-inflated log-normal; "binary": 0 or 1
     horizon: int  # of days; 1 for a binary label; 0 for a value
     labels: np.ndarray  # [U] float64
+
+
+def targets_of(labels: Labels, table: pa.Table) -> list[Target]:
+    """All labels of a schema with their values in a canonical table; the days label first: the verdict speaks of it."""
+
+    def values(column: str) -> np.ndarray:
+        return table[column].cast(pa.float64()).to_numpy()
+
+    days = labels.days
+    out = [Target(days.column, "days", days.horizon, values(days.column))]
+    if labels.value is not None:
+        out.append(Target(labels.value.column, "value", 0, values(labels.value.column)))
+    out += [Target(more.column, "days", more.horizon, values(more.column)) for more in labels.horizons]
+    return out + [Target(outcome.column, "binary", 1, values(outcome.column)) for outcome in labels.binary]
 
 
 class Rows(NamedTuple):

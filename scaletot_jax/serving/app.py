@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from scaletot_jax import __version__
-from scaletot_jax.errors import ScaleToTError
 from scaletot_jax.population.exemplars import show
 from scaletot_jax.serving import documents
 from scaletot_jax.serving.answers import ARROW, arrow_answer, json_answer, json_response
@@ -58,7 +57,7 @@ class Service:
             old = self.now
             try:
                 new = await asyncio.to_thread(successor, old, self.directory)
-            except (ScaleToTError, OSError, KeyError, ValueError) as error:
+            except Exception as error:  # whatever is wrong with the new one, the old one goes on
                 self.meters.reloads.labels("refused").inc()
                 why = " ".join(str(error).split())
                 print(f"serve: a new model was refused, {old.model.fingerprint} is served on: {why}", file=sys.stderr)
