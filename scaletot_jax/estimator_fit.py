@@ -77,7 +77,7 @@ def fit_table(
     space = FeatureSpace.fit(train, schema, fields)
     features = space.encode(rows)
     inputs = Inputs(*features)
-    targets = _label_targets(rows, schema, chosen["encoder"]) if states is None else _state_targets(states, chosen["encoder"], settings)  # fmt: skip
+    targets = _label_targets(rows, schema, chosen["encoder"]) if states is None else state_targets(states, chosen["encoder"], settings)  # fmt: skip
     if len(targets.values[0]) != rows.num_rows:
         raise DataError("states have another length than X", why=f"{len(targets.values[0])}, not {rows.num_rows}")
     known = np.all([np.isfinite(value).all(1) for value in targets.values], axis=0)
@@ -186,7 +186,8 @@ def _label_targets(rows: pa.Table, schema: Schema, train: np.ndarray) -> Targets
     return label_targets({name: _numbers(rows, name) for name in schema.labels.columns}, train)
 
 
-def _state_targets(states: Any, train: np.ndarray, settings: Mapping[str, Any]) -> Targets:
+def state_targets(states: Any, train: np.ndarray, settings: Mapping[str, Any]) -> Targets:
+    """Targets of reasoning states in any of the forms of ``fit``; rows without any become NaN. train: bool [U]."""
     if isinstance(states, Mapping):
         names, parts = list(states), [np.asarray(part, np.float64) for part in states.values()]
     else:

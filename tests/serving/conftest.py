@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import quick_compile
 
 from scaletot_jax.chains.spec import ChainSpec, load_spec
 from scaletot_jax.datasets.synthetic import build_table
@@ -40,8 +41,16 @@ def reasoned(spec: ChainSpec, dim: int, profiles: int = 40, seed: int = 0) -> Re
     )
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory):
+@pytest.fixture(scope="package")
+def cache(tmp_path_factory):
+    """Programs of these tests are compiled quickly, and once for this process and the server's."""
+    folder = tmp_path_factory.mktemp("programs")
+    with quick_compile.here(folder):
+        yield folder
+
+
+@pytest.fixture(scope="package")
+def models(tmp_path_factory, cache):
     schema, spec = load_schema("synthetic"), load_spec("synthetic")
     table = validate(build_table(400, seed=3), schema)
     made = []
@@ -53,14 +62,14 @@ def models(tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rows():
     """Fifty profiles as a table of the model's columns."""
     return build_table(50, seed=4).drop_columns(["user_id", "lt30", "ltv30"])
 
 
-@pytest.fixture(scope="session")
-def server(models, tmp_path_factory):
+@pytest.fixture(scope="package")
+def server(models, tmp_path_factory, cache):
     """The command as it is typed; ``link`` is what it serves, ``log`` its stderr."""
     folder = tmp_path_factory.mktemp("server")
     link, log = folder / "current", folder / "log"
@@ -69,7 +78,7 @@ def server(models, tmp_path_factory):
         process = subprocess.Popen(
             [sys.executable, "-m", "scaletot_jax.cli", "serve", "--model", link, "--port", "0", "--shapes", "8,64",
              "--max-rows", "100", "--max-body-bytes", "60000", "--head-seconds", "2", "--body-seconds", "2"],
-            stderr=handle, cwd=ROOT, env=os.environ | {"SCALETOT_TOKEN": TOKEN, "JAX_PLATFORMS": "cpu"},
+            stderr=handle, cwd=ROOT, env=os.environ | quick_compile.environment(cache) | {"SCALETOT_TOKEN": TOKEN},
         )  # fmt: skip
     try:
         while (found := re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())) is None:

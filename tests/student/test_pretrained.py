@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import quick_compile
 from student import toy
 
 from scaletot_jax.errors import DataError
@@ -12,9 +13,15 @@ from scaletot_jax.lm import lora
 from scaletot_jax.student.pretrained import ADAPTER, RECORD, from_pretrained, save_pretrained
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    with quick_compile.here(tmp_path_factory.mktemp("programs")):
+        yield
+
+
 @pytest.fixture(scope="module")
-def student():
-    """With an adapter that changes something, and the exit map of a shorter student."""
+def student(quick):
+    """With an adapter that changes something."""
     made = toy.student()
     rng = np.random.default_rng(0)
     adapter = {name: rng.normal(size=value.shape).astype(np.float32) for name, value in made.lora.items()}
