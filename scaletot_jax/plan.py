@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GIB = 1024**3
 COMPILE_S = 15.0  # allowance for each stage that compiles a program of the language model
 REQUEST_S = 0.5  # allowance for one request to a served teacher
-HEADS_S = 45.0  # allowance for evaluation: heads, bootstrap, page
+HEADS_S = 240.0  # allowance for evaluation: heads, baselines, bootstrap, page; 346 CPU seconds on the quickstart
 
 
 class Rates(NamedTuple):
