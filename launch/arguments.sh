@@ -24,6 +24,32 @@ check() { # option, value, grammar, example
   [[ "$2" =~ ^($3)$ ]] || refuse "$1 $(quote "$2") is not valid" "it must look like $4, by the grammar $3"
 }
 
+take_options() { # names of options with a value, names of flags, then the arguments; what follows -- are overrides
+  local values=" $1 " flags=" $2 " option
+  shift 2
+  while (($#)); do
+    option=${1#--}
+    case $1 in
+      --dry-run) dry_run=1 && shift ;;
+      -h | --help) usage && exit 0 ;;
+      --) shift && overrides=("$@") && return ;;
+      --*)
+        if [[ $flags == *" $option "* ]]; then
+          printf -v "${option//-/_}" '%s' 1
+          shift
+        elif [[ $values == *" $option "* ]]; then
+          (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
+          printf -v "${option//-/_}" '%s' "$2"
+          shift 2
+        else
+          refuse "unknown option $(quote "$1")" "see launch/$program --help"
+        fi
+        ;;
+      *) refuse "unknown option $(quote "$1")" "see launch/$program --help" ;;
+    esac
+  done
+}
+
 check_place() { # $zone, $project
   check --zone "$zone" '[a-z]+-[a-z]+[0-9]+-[a-z]' us-west4-a
   [[ -z "$project" ]] || check --project "$project" '([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]' my-project

@@ -43,24 +43,7 @@ case $subcommand in
   '') usage >&2 && exit 2 ;;
   *) refuse "unknown subcommand $(quote "$subcommand")" 'it is one of create, status, delete' ;;
 esac
-while (($#)); do
-  case $1 in
-    --cluster | --name | --zone | --project | --type | --config | --storage | --workdir | --image | --restarts)
-      (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
-      printf -v "${1#--}" '%s' "$2"
-      shift 2
-      ;;
-    --yes) yes=1 && shift ;;
-    --dry-run) dry_run=1 && shift ;;
-    -h | --help) usage && exit 0 ;;
-    --)
-      shift
-      overrides=("$@")
-      break
-      ;;
-    *) refuse "unknown option $(quote "$1")" 'see launch/gke_xpk.sh --help' ;;
-  esac
-done
+take_options 'cluster name zone project type config storage workdir image restarts' 'yes' "$@"
 
 label='[a-z]([-a-z0-9]{0,38}[a-z0-9])?'
 check --cluster "$cluster" "$label" tpu-cluster

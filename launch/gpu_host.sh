@@ -33,23 +33,7 @@ case $subcommand in
   '') usage >&2 && exit 2 ;;
   *) refuse "unknown subcommand $(quote "$subcommand")" 'it is one of setup, run, status, stop' ;;
 esac
-while (($#)); do
-  case $1 in
-    --config | --workdir)
-      (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
-      printf -v "${1#--}" '%s' "$2"
-      shift 2
-      ;;
-    --dry-run) dry_run=1 && shift ;;
-    -h | --help) usage && exit 0 ;;
-    --)
-      shift
-      overrides=("$@")
-      break
-      ;;
-    *) refuse "unknown option $(quote "$1")" 'see launch/gpu_host.sh --help' ;;
-  esac
-done
+take_options 'config workdir' '' "$@"
 word='[A-Za-z0-9_][-.A-Za-z0-9_]*'
 [[ $subcommand == setup ]] || check --workdir "$workdir" "/?$word(/$word)*" runs/first
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

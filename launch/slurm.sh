@@ -29,23 +29,7 @@ TEXT
 source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
 name=scaletot nodes=1 gpus=1 time='' partition='' account='' constraint='' environment='' workdir=''
-while (($#)); do
-  case $1 in
-    --config | --workdir | --name | --nodes | --gpus | --time | --partition | --account | --constraint | --environment)
-      (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
-      printf -v "${1#--}" '%s' "$2"
-      shift 2
-      ;;
-    --dry-run) dry_run=1 && shift ;;
-    -h | --help) usage && exit 0 ;;
-    --)
-      shift
-      overrides=("$@")
-      break
-      ;;
-    *) refuse "unknown option $(quote "$1")" 'see launch/slurm.sh --help' ;;
-  esac
-done
+take_options 'config workdir name nodes gpus time partition account constraint environment' '' "$@"
 
 word='[A-Za-z0-9_][-.A-Za-z0-9_]*'
 check --workdir "$workdir" "/?$word(/$word)*" /scratch/scaletot-1

@@ -60,26 +60,7 @@ case $subcommand in
   *) refuse "unknown subcommand $(quote "$subcommand")" 'it is one of create, setup, run, status, delete' ;;
 esac
 
-while (($#)); do
-  case $1 in
-    --name | --zone | --project | --type | --runtime | --valid-until | --bucket | --config | --workdir)
-      (($# > 1)) || refuse "$1 has no value" 'the command line ends there'
-      variable=${1#--}
-      printf -v "${variable//-/_}" '%s' "$2"
-      shift 2
-      ;;
-    --spot) spot=1 && shift ;;
-    --yes) yes=1 && shift ;;
-    --dry-run) dry_run=1 && shift ;;
-    -h | --help) usage && exit 0 ;;
-    --)
-      shift
-      overrides=("$@")
-      break
-      ;;
-    *) refuse "unknown option $(quote "$1")" "see launch/tpu_vm.sh --help" ;;
-  esac
-done
+take_options 'name zone project type runtime valid-until bucket config workdir' 'spot yes' "$@"
 
 check --name "$name" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' scaletot-1
 check_place
