@@ -2,7 +2,8 @@
 """Keeps a run on a TPU VM alive until it has ended: creates the VM, starts the run, and does both again when it is taken away.
 
     launch/babysit.py --name scaletot-1 --zone us-west4-a --type v5e-16 --spot \\
-        --bucket gs://my-bucket/runs/first --config configs/complete_journey.py [-- --config.key=value ...]
+        --bucket gs://my-bucket/runs/first --config configs/complete_journey.py --workdir /mnt/filestore/scaletot-1 \\
+        [-- --config.key=value ...]
 
 It looks with ``tpu_vm.sh status``, decides, and acts with ``tpu_vm.sh create | setup | run | delete``. It remembers nothing
 between two looks, so it may be killed and started again at any time; the run itself continues from the bucket.

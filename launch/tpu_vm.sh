@@ -33,7 +33,8 @@ options
 example, a v5e-16:
   launch/tpu_vm.sh create --name scaletot-1 --zone us-west4-a --type v5e-16 --spot --config configs/complete_journey.py
   launch/tpu_vm.sh setup  --name scaletot-1 --zone us-west4-a
-  launch/tpu_vm.sh run    --name scaletot-1 --zone us-west4-a --bucket gs://my-bucket/runs/first --config configs/complete_journey.py
+  launch/tpu_vm.sh run    --name scaletot-1 --zone us-west4-a --bucket gs://my-bucket/runs/first --config configs/complete_journey.py \
+    --workdir /mnt/filestore/scaletot-1 -- --config.mesh.fsdp=16 --config.sft.batch_size=16 --config.osipo.prompts=16
   launch/tpu_vm.sh status --name scaletot-1 --zone us-west4-a
   launch/tpu_vm.sh delete --name scaletot-1 --zone us-west4-a
 
