@@ -272,6 +272,7 @@ def _finish(
     """Joins the points, says where the curves rise and bend, and records the stage."""
     points = [read_json(stage.path(f"points/{share:.6f}.json")) for share in shares]
     tables = [read_table(stage.path(f"points/{share:.6f}.parquet")) for share in shares]
+    stage.path("stage.json").unlink(missing_ok=True)  # of other points: it would not match what is written now
     whole = pa.concat_tables(
         t.add_column(0, "share", pa.array([share] * t.num_rows, pa.float64())) for share, t in zip(shares, tables)
     )

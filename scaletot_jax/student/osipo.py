@@ -194,7 +194,7 @@ def _unit(state: OSIPOState, flight: Flight | None) -> Any:
 
 
 def fired(history: Sequence[Mapping[str, Any]], kl_limit: float, auc_pairs: int) -> list[str]:
-    """Stop rules that the updates so far break; from then on the process weight is 0, and OSIPO is RLOO.
+    """Stop rules that the updates so far break; from the next batch of rollouts on the process weight is 0: RLOO.
 
     ``validity``: more than 5 points of chains without an end (the SFT policy has none under the grammar). ``kl``: the
     policy has moved more than ``kl_limit`` nats a chain from the SFT policy. ``chance``: over ``auc_pairs`` pairs the

@@ -1,6 +1,7 @@
 """The verdict with a known truth: a simulated teacher that knows the towns must help, one that does not must not."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ line = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(line)
 SMALL = line.SIZES | {
     "distill.steps": 200, "distill.batch_size": 128, "distill.width": 32, "distill.dim": 12, "distill.whiten_dim": 6,
-    "head.seeds": 1, "head.steps": 200, "head.width": 4, "evaluate.bootstrap": 500,
+    "head.seeds": 1, "head.steps": 200, "head.width": 4, "evaluate.bootstrap": 500, "distill.pool": 0,
 }  # fmt: skip
 
 
-@pytest.mark.pipeline
+@pytest.mark.soak
+@pytest.mark.skipif(not os.environ.get("SCALETOT_SOAK"), reason="minutes of two cores: run by make soak")
 def test_the_verdict_says_yes_and_says_no(tmp_path):
     """One world, the same shapes: the chains alone differ, and with them the states."""
     found = {
