@@ -136,7 +136,7 @@ def simulated_student(population: Population, probabilities: np.ndarray, seed: i
             *({n: part for n in layers} for part in (found, found, ends[rows])), answers, levels.astype(np.int32)
         )
 
-    student = SimpleNamespace(config=SimpleNamespace(num_layers=1), spec=SimpleNamespace(segments=spec.segments))
+    student = SimpleNamespace(config=SimpleNamespace(num_layers=1), spec=spec)
     with (
         mock.patch.object(distill, "identity_of_model", lambda config: {"weights": "simulated"}),
         mock.patch.object(distill, "load_student", lambda run, which: student),

@@ -1,5 +1,7 @@
 """Free texts of the teacher in the report."""
 
+import re
+
 from scaletot_jax.report.cards import Card, Slot, chain_card
 from scaletot_jax.report.material import Material
 from scaletot_jax.report.sections import people
@@ -29,6 +31,7 @@ def test_the_chosen_path_is_found_whatever_was_written():
         node = dict(depth=1, node=1, parent=0, segment="Context", values=["young", ""], probability=0.5, kept=True)
         return str(chain_card(Card("ab", None, slots, [], [], True, "", 3, [node])))
 
-    assert 'class="edge path"' in card(True) and 'class="edge path"' not in card(False)
+    strong = re.compile(r'stroke-width[=:] ?"?2\.5')  # the line of the chosen path
+    assert strong.search(card(True)) and not strong.search(card(False))
     empty = Slot("Remark", "remark", "", None, True)
     assert "(no text)" in str(chain_card(Card("ab", None, [empty], [], [], True, "", 3, [])))
