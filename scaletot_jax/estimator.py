@@ -24,8 +24,6 @@ import pyarrow as pa
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.profiles.schema import Schema, load_schema
 
-_BATCH = 512
-
 
 class Distribution(NamedTuple):
     """What is predicted of one label for U rows.

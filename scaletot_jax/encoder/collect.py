@@ -17,7 +17,7 @@ from scaletot_jax.profiles.prepare import Population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Stage
 from scaletot_jax.student.policy import Student
-from scaletot_jax.student.states import reasoning_states, state_stream
+from scaletot_jax.student.states import profile_ids, reasoning_states, state_stream
 
 PROBE_PROFILES = 512  # distill-split profiles whose states are read at every candidate layer
 DEFAULT_FRACTION = 0.75
@@ -59,7 +59,7 @@ def collect_states(
     head = [block for block in plan if block.begin < probing]
     tail = [block for block in plan if block.begin >= probing]
     texts = population.renderer.texts(population.table.take(pa.array(profiles.rows)))
-    ids = [int(key[:6], 16) for key in profiles.keys]
+    ids = profile_ids(profiles.keys)
     done = len(plan) - len(store.missing_blocks(stage.directory, plan))
     chosen = 0
     with Progress("distill: states", len(plan), "blocks", done=done) as progress:

@@ -20,13 +20,6 @@ from scaletot_jax.encoder.selection import Profiles
 from scaletot_jax.profiles.split import TRAIN, unit_hash
 
 
-class Pool(NamedTuple):
-    """Profiles without states."""
-
-    inputs: Inputs  # Q encoded profiles
-    rows: np.ndarray  # [Q] rows of the population
-
-
 class Spread(NamedTuple):
     """What training sees in the place of the distilled profiles alone."""
 

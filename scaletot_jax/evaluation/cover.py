@@ -31,10 +31,8 @@ from scaletot_jax.profiles.split import UNUSED
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 from scaletot_jax.student.policy import Student, encode_prompts, load_student
-from scaletot_jax.student.states import reasoning_states, state_stream
+from scaletot_jax.student.states import profile_ids, reasoning_states, state_stream
 from scaletot_jax.teacher.identity import identity_of_model
-
-BLOCK = 32  # profiles whose states are read between two writes
 
 
 class _Profiles(NamedTuple):
@@ -143,7 +141,7 @@ def _states(run: Run, stage: Stage, population: Population, profiles: _Profiles)
     layer, chains = record["layer"], run.config["coverage"]["chains"] or run.config["distill"]["chains"]
     known = _distilled_states(distilled, layer) if chains == record["chains"] else {}
     missing = [i for i, key in enumerate(profiles.keys) if key not in known]
-    plan = [missing[i : i + BLOCK] for i in range(0, len(missing), BLOCK)]
+    plan = [missing[i : i + store.BLOCK] for i in range(0, len(missing), store.BLOCK)]
     plan = [block for block in plan if block[0] < profiles.needed]
     files = [stage.path(f"states/block-{i:05d}.safetensors") for i in range(len(plan))]
     left = [i for i, path in enumerate(files) if not path.exists()]
@@ -180,7 +178,7 @@ def _read_states(
         for block, path in todo:
             found = reasoning_states(
                 student, texts_of(table.take(pa.array(profiles.rows[block]))), chains=chains,
-                seed=state_stream(run.config["seed"]), layers=(layer,), ids=[int(profiles.keys[j][:6], 16) for j in block],
+                seed=state_stream(run.config["seed"]), layers=(layer,), ids=profile_ids(profiles.keys[j] for j in block),
             )  # fmt: skip
             write_arrays(path, {"states": np.asarray(found.states[layer]).mean(1)})
             progress.advance()

@@ -102,7 +102,11 @@ def _export(arguments: Sequence[str], overrides: Sequence[tuple[str, str]]) -> i
         "--chains", action="store_true", help="with chains of the teacher, which 'scaletot serve' shows as explanations"
     )
     parser.add_argument(
-        "--min-users", type=int, default=5, metavar="N", help="with --chains: users who must share a chain (default: 5)"
+        "--min-users",
+        type=int,
+        default=5,
+        metavar="N",
+        help="with --chains: users who must share a chain (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     if options.min_users < 2:

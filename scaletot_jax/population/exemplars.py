@@ -27,7 +27,6 @@ from scaletot_jax.report.examples import bucket_names
 
 FILES = ("chains.json", "chains.safetensors")
 FORMAT = 1
-MIN_USERS = 5
 _BATCH = 512
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +61,11 @@ def state_stream(seed: int) -> int:
     """The random stream of a run's reasoning states: a profile's chains depend on the run's seed and on the profile alone,
     not on the stage that asks or on which others it asks for."""
     return int(hashlib.sha256(f"{seed}:reasoning states".encode()).hexdigest()[:7], 16)
+
+
+def profile_ids(keys: Iterable[str]) -> list[int]:
+    """What stands for each profile in :func:`state_stream`, from its exact key: stages that ask for equal ids get equal chains."""
+    return [int(key[:6], 16) for key in keys]
 
 
 def closing_places(rollouts: Rollouts, grammar: GrammarArrays, num_segments: int) -> jax.Array:
