@@ -2,7 +2,8 @@
 
 import pytest
 
-from scaletot_jax.config import _RANGES, default_config, load_config, override, validate
+from scaletot_jax.config import default_config, load_config, override, validate
+from scaletot_jax.config_limits import RANGES
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.run import flatten
 
@@ -87,7 +88,7 @@ def test_a_value_out_of_range_names_its_key(key, text):
 def test_every_numeric_key_has_a_range():
     flat = flatten(default_config().to_dict())
     numeric = {key for key, value in flat.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
-    assert numeric == set(_RANGES)
+    assert numeric == set(RANGES)
 
 
 def test_a_broken_recipe_is_a_configuration_error(tmp_path):
