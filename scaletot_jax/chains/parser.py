@@ -38,9 +38,9 @@ class ParsedSegment:
     error: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ParsedChain:
-    """A parsed response of T tokens."""
+    """A parsed response of T tokens. Printed or shown in a notebook it says nothing of free text but its length."""
 
     segments: tuple[ParsedSegment, ...]  # [K], in the order of the specification
     bucket: int | None  # the answer, if one was read
@@ -58,6 +58,16 @@ class ParsedChain:
             if all(s.ok for s in self.segments)
             else None
         )
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "incomplete"
+        found = ", ".join(f"{s.name} {'ok' if s.ok else s.error}" for s in self.segments)
+        return f"ParsedChain({state}: {found}; answer {self.answer_error if self.bucket is None else self.bucket})"
+
+    def _repr_html_(self) -> str:
+        from scaletot_jax.report.inline import parsed_chain
+
+        return parsed_chain(self)
 
 
 def parse(compiled: CompiledChain, ids: Iterable[int]) -> ParsedChain:

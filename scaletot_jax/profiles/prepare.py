@@ -50,6 +50,14 @@ class Population(NamedTuple):
     renderer: Renderer
     features: FeatureSpace
 
+    def __repr__(self) -> str:  # never the rows: their identifiers would be stored with a notebook
+        return f"Population({self.table.num_rows:,} rows of {self.schema.name}, {len(self.fields)} profile fields)"
+
+    def _repr_html_(self) -> str:
+        from scaletot_jax.report.inline import population
+
+        return population(summarise(self.table, self.schema, self.fields), self.fields)
+
 
 def open_population(run: Run) -> Population:
     """Reads the artifacts of the finished stage ``prepare``."""

@@ -47,15 +47,19 @@ class Renderer:
 
     def text(self, record: Mapping[str, Any]) -> str:
         """The prompt text of one record (field name -> value or None). Ends with a newline."""
-        lines = []
+        return "".join(f"{field.label}: {text}\n" for field, text in self.pairs(record)) or NOTHING
+
+    def pairs(self, record: Mapping[str, Any]) -> list[tuple[Field, str]]:
+        """The fields that the prompt shows of a record, each with what it says of them."""
+        found = []
         for field in self.fields:
             value = record.get(field.name)
             if value is None or value == REDACTED:
                 continue
             text = self._value(field, value)
             if text:  # the schema's word for a value may be empty, or all of a list withheld: say nothing
-                lines.append(f"{field.label}: {text}\n")
-        return "".join(lines) or NOTHING
+                found.append((field, text))
+        return found
 
     def texts(self, table: pa.Table) -> list[str]:
         """The prompt text of every row of a canonical table."""

@@ -27,6 +27,22 @@ class Slot(NamedTuple):
     written: bool = False  # free text, which the search tree does not know
 
 
+class SearchTree(NamedTuple):
+    """The candidates that the search went through for one profile."""
+
+    profile: str  # short content hash
+    nodes: Sequence[Mapping[str, Any]]  # rows of nodes.parquet of this profile
+    chosen: Sequence[str] = ()  # the values of the selected chain, free text empty
+
+    def __repr__(self) -> str:
+        return f"SearchTree({len(self.nodes)} candidates of profile {self.profile})"
+
+    def _repr_html_(self) -> str:
+        from scaletot_jax.report.inline import search_tree
+
+        return search_tree(self)
+
+
 class Card(NamedTuple):
     """Everything shown of one reasoned profile."""
 
@@ -39,6 +55,18 @@ class Card(NamedTuple):
     reason: str
     calls: int | None
     nodes: Sequence[Mapping[str, Any]]  # rows of nodes.parquet of this profile
+
+    @property
+    def tree(self) -> SearchTree:
+        return SearchTree(self.profile, self.nodes, ["" if slot.written else slot.value for slot in self.slots])
+
+    def __repr__(self) -> str:
+        return f"Card(profile {self.profile}, {'accepted' if self.accepted else 'rejected'}, {len(self.slots)} slots)"
+
+    def _repr_html_(self) -> str:
+        from scaletot_jax.report.inline import chain
+
+        return chain(self)
 
 
 def chain_card(card: Card) -> Markup:
@@ -62,7 +90,7 @@ def chain_card(card: Card) -> Markup:
         below = [
             folded(
                 summary,
-                tree(card.nodes, ["" if slot.written else slot.value for slot in card.slots]),
+                tree(card.nodes, card.tree.chosen),
                 node_table(card.nodes),
             )
         ]
@@ -102,7 +130,7 @@ def tree(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str] = ()) -> Mark
         gap = (height - 30) / len(columns[depth])
         for j, node in enumerate(columns[depth]):
             place[node["node"]] = (left + wide * i, 30 + gap * (j + 0.5))
-    path = _path_of(ordered, chosen)
+    path = path_of(ordered, chosen)
     with styled():
         drawing, axes = canvas(height)
         for strong in (False, True):  # the chosen path on top
@@ -154,7 +182,7 @@ def node_table(nodes: Sequence[Mapping[str, Any]]) -> Markup:
                 node["segment"],
                 "; ".join(map(str, node.get("values") or [])),
                 *[number(None if _by_rule(node) else node.get(name), 2) for name in _MEASURES],
-                _fate(node),
+                fate(node),
             ]
         )
     header = ["Segment", "Values", "p", "Entropy", "Disagree", "u", "Threshold", "Fate"]
@@ -169,7 +197,8 @@ def _by_rule(node: Mapping[str, Any]) -> bool:
     return not node.get("threshold") and not node.get("uncertainty") and not node.get("entropy")
 
 
-def _fate(node: Mapping[str, Any]) -> str:
+def fate(node: Mapping[str, Any]) -> str:
+    """What became of a candidate, in words."""
     parts = ["kept" if node.get("kept") else "pruned"]
     if _by_rule(node):
         parts.append("by rule")
@@ -180,7 +209,7 @@ def _fate(node: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _path_of(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> set[int]:
+def path_of(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> set[int]:
     """The nodes from the first segment to the last whose values, joined, are the selected chain."""
     by_id = {node["node"]: node for node in nodes}
     for leaf in sorted(nodes, key=lambda node: (-node["depth"], not node.get("kept"), node["node"])):

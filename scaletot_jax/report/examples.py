@@ -73,7 +73,14 @@ def _card(
 
 def _slots(values: Sequence[str], distributions: Sequence[Sequence[float]], spec: Any, show_text: bool) -> list[Slot]:
     if spec is None or len(spec.slots) != len(values):
-        return [Slot("Chain", f"slot {i + 1}", value, None) for i, value in enumerate(values)]
+        free = [not len(shares) for shares in distributions] + [False] * len(
+            values
+        )  # only free text has no distribution
+        hidden = [written and bool(value) and not show_text for written, value in zip(free, values)]
+        return [
+            Slot("Chain", f"slot {i + 1}", "text hidden" if hidden[i] else value, None, free[i])
+            for i, value in enumerate(values)
+        ]
     out = []
     for i, (slot, value) in enumerate(zip(spec.slots, values)):
         shares = distributions[i] if i < len(distributions) else []

@@ -171,7 +171,11 @@ class _Index:
 def _slots(spec: Any, chains: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     if spec is None:
         count = max((len(row["values"]) for row in chains), default=0)
-        return [{"name": f"slot {i + 1}", "source": "scored"} for i in range(count)]
+        shares = [list(row.get("distributions") or ()) for row in chains]
+        free = [
+            any(i < len(row) and not len(row[i]) for row in shares) for i in range(count)
+        ]  # text has no distribution
+        return [{"name": f"slot {i + 1}", "source": "free" if free[i] else "scored"} for i in range(count)]
     return [{"name": slot.name.replace("_", " "), "source": slot.source} for slot in spec.slots]
 
 

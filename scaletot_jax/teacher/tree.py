@@ -60,6 +60,11 @@ class Tree(NamedTuple):
     kept: np.ndarray
     reason: np.ndarray
 
+    def _repr_html_(self) -> str:
+        from scaletot_jax.report.inline import raw_tree
+
+        return raw_tree(self)
+
 
 def empty(capacity: int, slots: int) -> Tree:
     """A tree that holds only the root."""
