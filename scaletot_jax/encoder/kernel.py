@@ -3,7 +3,7 @@
     k(a, b) = exp( Σ_f w_f (k_f(a, b) − 1) ),    ẑ(x) = z̄ + Σ_i k(x, x_i) α_i,    α_j = (K + λ_j I)⁻¹ (z_j − z̄_j)
 
 k_f ∈ [0, 1] is how alike two profiles are in field f: equal values (or the cosine of the values' words) of an enum, a Gaussian
-of the distance of numbers, rank-weighted overlap of lists; missing is like missing only. w_f says how much the states care for
+of the distance of numbers, rank-weighted overlap of lists; missing is like missing only, and so is an empty list. w_f says how much the states care for
 the field, λ_j how noisy component j is; both are chosen by the leave-one-group-out error, which has a closed form:
 
     e_G = (I − H_GG)⁻¹ (z − H z)_G,    H = K (K + λ I)⁻¹
@@ -79,11 +79,13 @@ def _values(size: int, likeness: np.ndarray | None) -> np.ndarray:
 
 
 def _lists(table: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Rank-weighted overlap of two lists of ids, a cosine: [A, M], [B, M] → [A, B]."""
+    """Rank-weighted overlap of two lists of ids, a cosine: [A, M], [B, M] → [A, B]. An empty list is like an empty one only."""
     x, y = (_bag(ids, len(table), 1.0 / np.arange(1, ids.shape[1] + 1)) for ids in (left, right))
     inner = x @ table @ y.T
     norm = [np.sqrt(np.maximum(np.einsum("ni,ij,nj->n", z, table, z), 1e-12)) for z in (x, y)]
-    return np.clip(inner / (norm[0][:, None] * norm[1][None]), 0, 1)
+    blank = [np.asarray(z.sum(1) == 0) for z in (x, y)]  # no id at all: each counts by a positive rank weight
+    both = blank[0][:, None] & blank[1][None]
+    return np.where(both, np.float32(1), np.clip(inner / (norm[0][:, None] * norm[1][None]), 0, 1))
 
 
 def _bag(ids: np.ndarray, size: int, place: np.ndarray) -> np.ndarray:

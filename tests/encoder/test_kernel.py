@@ -41,6 +41,16 @@ def test_fields_are_alike_as_stated():
     assert dict(kernel.field_kernels(SPEC, one, other, [None, near]))[2][0, 0] > swapped
 
 
+def test_an_empty_list_is_like_an_empty_one_only():
+    x = profiles(6)
+    x.multi[:] = np.array([[4, 5, 0], [0, 0, 0], [0, 0, 0], [5, 4, 6], [0, 0, 0], [4, 0, 0]])[:, None]
+    empty = np.array([False, True, True, False, True, False])
+    alike = dict(kernel.field_kernels(SPEC, x, x))[2]
+    assert (alike[empty][:, empty] == 1).all() and (alike[empty][:, ~empty] == 0).all()
+    np.testing.assert_allclose(np.diag(alike), 1, atol=1e-6)
+    assert np.linalg.eigvalsh(alike.astype(float)).min() > -1e-6  # still a kernel
+
+
 def test_leaving_a_group_out_without_refitting():
     x, rng = profiles(), np.random.default_rng(1)
     k = kernel.profile_kernel(SPEC, x, x, np.array([0.3, 1.0, 0.3]))
