@@ -5,6 +5,8 @@
 TensorBoard's event files lie in ``RUN/tensorboard/STAGE/`` (``tensorboard --logdir RUN/tensorboard``). A sink that fails, or
 whose package is not installed, is named once on stderr and left out from then on: it changes no number and ends no run. Of
 several processes the first alone reports. A tracker's own settings (server, key, offline mode) come from its environment.
+Sinks are a context: when an error or a notice to stop ends the stage they are closed all the same, as failed where a tracker
+knows the difference.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Sink(Protocol):
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None: ...
 
 
 class Sinks:
@@ -46,10 +48,17 @@ class Sinks:
         for name in list(self._makers):
             self._try(name, lambda name=name: self._sink(name, step).write(step, dict(known)))  # type: ignore[misc]
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
+        """Closes all; ``failed``: the stage did not reach its end."""
         for name, sink in list(self._open.items()):
-            self._try(name, sink.close)
+            self._try(name, lambda sink=sink: sink.close(failed=failed))  # type: ignore[misc]
         self._makers, self._open = {}, {}
+
+    def __enter__(self) -> Sinks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
     def _sink(self, name: str, step: int) -> Sink:
         if name not in self._open:
@@ -110,7 +119,7 @@ class TensorBoard:
         self._writer.write_event(event)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._writer.close()
 
 
@@ -131,8 +140,8 @@ class WandB:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflow:
@@ -152,8 +161,8 @@ class MLflow:
         for name, value in values.items():
             self._client.log_metric(self._run, name.replace(" ", "_"), value, step=step)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 
 class Trackio:
@@ -168,7 +177,7 @@ class Trackio:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._module.log(dict(values), step=step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._module.finish()
 
 

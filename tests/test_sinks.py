@@ -74,12 +74,18 @@ class Recorder(ModuleType):
         )  # fmt: skip
 
 
-def test_the_optional_trackers_are_told_once_a_step(tmp_path, monkeypatch):
+@pytest.fixture
+def made(monkeypatch):
+    """Stand-ins for the optional trackers."""
     made = {name: Recorder(name) for name in ("wandb", "mlflow", "trackio")}
     tracking = ModuleType("mlflow.tracking")
     tracking.MlflowClient = lambda: made["mlflow"]
     for name, module in [*made.items(), ("mlflow.tracking", tracking)]:
         monkeypatch.setitem(sys.modules, name, module)
+    return made
+
+
+def test_the_optional_trackers_are_told_once_a_step(tmp_path, made):
     sinks = open_sinks(tmp_path / "shop", "osipo", config(*made))
     for step in (1, 2):
         sinks.write(step, {"kl": 0.5 * step, "auc": None})
@@ -91,7 +97,20 @@ def test_the_optional_trackers_are_told_once_a_step(tmp_path, monkeypatch):
         assert told[2][1:] == (({"kl": 1.0},), {"step": 2})
     told = [call for call in made["mlflow"].calls if call[0] == "log_metric"]
     assert told == [("log_metric", ("r", "kl", 0.5), {"step": 1}), ("log_metric", ("r", "kl", 1.0), {"step": 2})]
-    assert made["mlflow"].calls[-1][0] == "set_terminated"
+    assert made["mlflow"].calls[-1] == ("set_terminated", ("r", "FINISHED"), {})
+
+
+def test_an_error_closes_the_trackers_as_failed(tmp_path, made):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_sinks(tmp_path / "shop", "sft", config(*made)) as sinks,
+    ):
+        sinks.write(1, {"loss": 1.0})
+        raise KeyboardInterrupt
+    assert made["wandb"].calls[-1] == ("finish", (), {"exit_code": 1})
+    assert made["mlflow"].calls[-1] == ("set_terminated", ("r", "FAILED"), {})
+    assert made["trackio"].calls[-1][0] == "finish"
+    assert sum(len(event.summary.value) for event in events(tmp_path / "shop" / "tensorboard" / "sft")) == 1
 
 
 @pytest.mark.parametrize("fault", ["opening", "writing", "closing"])
@@ -105,7 +124,7 @@ def test_a_fault_is_said_once_and_costs_the_run_nothing(tmp_path, capsys, fault)
             written.append(step)
             values.clear()  # not the caller's
 
-        def close(self):
+        def close(self, *, failed):
             raise OSError("no server")
 
     def bad(first):

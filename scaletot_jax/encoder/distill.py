@@ -43,7 +43,7 @@ from scaletot_jax.errors import DataError
 from scaletot_jax.files import read_json, read_table, write_table
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.run import Run, Stage
-from scaletot_jax.sinks import open_sinks
+from scaletot_jax.sinks import Sinks, open_sinks
 from scaletot_jax.student.policy import Student, load_student
 from scaletot_jax.teacher.identity import identity_of_model
 
@@ -119,16 +119,14 @@ def distill(run: Run) -> Stage:
         tokenize = partial(student.tokenizer.encode, control=False)
         vectors = value_vectors(space, np.asarray(student.params["embed"]), tokenize)
 
-    sinks = open_sinks(run.workdir, "distill", run.config)
-
-    def fit(folder: Path, spec: EncoderSpec, targets: Targets, mode: str) -> Fitted:
+    def fit(folder: Path, spec: EncoderSpec, targets: Targets, mode: str, sinks: Sinks | None = None) -> Fitted:
         return fit_targets(
             folder, spec, profiles, inputs, targets, pool, early, settings, seed,
-            mode=mode, vectors=vectors, sinks=sinks if mode == settings["target"] else None,
+            mode=mode, vectors=vectors, sinks=sinks,
         )  # fmt: skip
 
-    final = fit(stage.directory, spec, targets, settings["target"])
-    sinks.close()
+    with open_sinks(run.workdir, "distill", run.config) as sinks:  # placebos are not reported
+        final = fit(stage.directory, spec, targets, settings["target"], sinks)
     identity = {
         "layer": layer,
         "chains": settings["chains"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def fit_targets(
       early: bool [F], behavioural fields, which are also withheld together.
       settings: the configuration's ``distill`` section.
       seed: of weights, batches and field dropout.
-      mode: what the targets are, one of ``config.TARGETS``.
+      mode: what the targets are, one of ``config_limits.TARGETS``.
       vectors: of the values' words, :func:`scaletot_jax.encoder.value_words.value_vectors`; None: values are strangers.
       sinks: where the lines of ``steps.jsonl`` go besides.
     """
@@ -150,8 +151,10 @@ def fit_encoder(
         state = TrainState(*restored.arrays)
     key = jax.random.fold_in(jax.random.key(seed), 5)
     steps = checks * CHECK_EVERY
-    log = StepLog(folder / "steps.jsonl", keep_through=int(state.step), sinks=sinks)
-    with Progress(f"distill: {name}", steps, "steps", done=int(state.step)) as progress:
+    with (
+        closing(StepLog(folder / "steps.jsonl", keep_through=int(state.step), sinks=sinks)) as log,
+        Progress(f"distill: {name}", steps, "steps", done=int(state.step)) as progress,
+    ):
         while (step := int(state.step)) < steps:
             count = min(every, checks - step // CHECK_EVERY)
             rows = draw_rows(seed, step, count, len(train.targets[0]), settings["batch_size"])
@@ -164,7 +167,6 @@ def fit_encoder(
                 log.append(step + (i + 1) * CHECK_EVERY, **{name: value[i] for name, value in values.items()})
             checkpoint.save(folder / "checkpoints", int(state.step), state, {})
             progress.advance(count * CHECK_EVERY, f"select error {values['select_error'][-1]:.3f}")
-    log.close()
     if not np.isfinite(float(state.best_error)):
         raise DataError("the encoder's error is not finite", where=str(folder), do="lower distill.learning_rate")
     return state

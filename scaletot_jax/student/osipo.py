@@ -15,6 +15,7 @@ import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -128,12 +129,15 @@ def train(
     state, flight = unit if flight is not None else (unit, None)
     reference = place(student.lora, step.shardings[2])
     grammar = place(student.grammar, step.shardings[3])
-    sinks = open_sinks(run.workdir, "osipo", run.config)
-    log = StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)
-    history = [row for row in read_steps(log.path) if row["step"] <= done]
     convention = "2ND + 4ND + 4ND on rollouts and 4ND on the replay, rollouts apart"
-    clock = Clock(stage, mesh, done=done, convention=convention, sinks=sinks)
-    with Progress("osipo", total, "updates", done=done) as progress, keeper:
+    with (
+        open_sinks(run.workdir, "osipo", run.config) as sinks,
+        closing(StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)) as log,
+        closing(Clock(stage, mesh, done=done, convention=convention, sinks=sinks)) as clock,
+        Progress("osipo", total, "updates", done=done) as progress,
+        keeper,
+    ):
+        history = [row for row in read_steps(log.path) if row["step"] <= done]
         for update in range(done + 1, total + 1):
             served = (update - 1) % epochs  # updates that these rollouts have served
             taught = next(data["replay"])
@@ -182,9 +186,6 @@ def train(
             progress.advance(
                 note=f"loss {values['loss']:.3f}, {speed}" if served else f"outcome {values['outcome']:.3f}, {speed}"
             )
-    log.close()
-    clock.close()
-    sinks.close()
     return gather(state.policy.lora), gather(state.reward.lora), stopped
 
 

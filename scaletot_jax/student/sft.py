@@ -9,6 +9,7 @@ the same bytes.
 from __future__ import annotations
 
 import functools
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -140,10 +141,13 @@ def train(
     step, state, frozen, part = _prepare(run, student, examples, total)
     keeper = Keeper(stage, run.config["checkpoint"])
     state, done = keeper.resume(state, {"data": data})
-    sinks = open_sinks(run.workdir, "sft", run.config)
-    log = StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)
-    clock = Clock(stage, mesh, done=done, convention="6ND" if full else "4ND", sinks=sinks)
-    with Progress("sft", total, "steps", done=done) as progress, keeper:
+    with (
+        open_sinks(run.workdir, "sft", run.config) as sinks,
+        closing(StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)) as log,
+        closing(Clock(stage, mesh, done=done, convention="6ND" if full else "4ND", sinks=sinks)) as clock,
+        Progress("sft", total, "steps", done=done) as progress,
+        keeper,
+    ):
         for number in range(done + 1, total + 1):
             clock.start()
             arrays = next(data)
@@ -161,9 +165,6 @@ def train(
             log.append(number, **values)
             keeper.after(number, state, {"data": data}, due=due, metric=values.get("eval_loss"))
             progress.advance(note=f"loss {values['loss']:.3f}, {speed}")
-    log.close()
-    clock.close()
-    sinks.close()
     kept = total
     if settings["keep"] == "best" and (best := keeper.best(state)) is not None:
         state, kept = best

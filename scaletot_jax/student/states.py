@@ -39,7 +39,8 @@ class ReasoningStates(NamedTuple):
       pooled: layer → [U, N, K, D] float32, its mean over each segment's content tokens: a baseline.
       prompt_end: layer → [U, D] float32, at the prompt's last token: the profile without reasoning.
       answers: [U, N, Kb] float32, answer distribution at the end of each chain.
-      slots: [U, N, S] int32, which of its slot's values each chain says; -1 for free text and where the chain is not whole.
+      slots: [U, N, S] int32, which of its slot's values each chain says, of S slots; -1 for free text, and for every slot of a
+        chain in which a segment cannot be read (a missing answer alone does not matter).
     """
 
     states: dict[int, Any]

@@ -11,10 +11,12 @@ from scaletot_jax.encoder import collect, fit, placebos
 from scaletot_jax.encoder import distill as stage_module
 from scaletot_jax.encoder.artifact import load_encoder
 from scaletot_jax.encoder.blocks import plan_blocks, read_states
+from scaletot_jax.encoder.embed import embed
 from scaletot_jax.encoder.selection import choose_profiles
 from scaletot_jax.encoder.transfer import TRAINED, UNSEEN
 from scaletot_jax.errors import ConfigError, DataError, StaleRunError
 from scaletot_jax.profiles.prepare import open_population
+from scaletot_jax.sinks import Sinks
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +122,11 @@ class Killed(Exception):
 @pytest.mark.parametrize("moment", ["second block", "after the probe", "first checkpoint", "before the end"])
 def test_killed_and_continued_gives_the_same_bytes(finished, tmp_path, moment):
     whole = files(finished[1].directory)
+    close, failures = Sinks.close, []
     with open_run(tmp_path) as run:
         with pytest.MonkeyPatch.context() as patch:
             made = MadeUpStudent(run).install(patch)
+            patch.setattr(Sinks, "close", lambda *args, failed=False: close(*args) or failures.append(failed))
 
             def stop_after(function, count):
                 calls = [0]
@@ -145,6 +149,7 @@ def test_killed_and_continued_gives_the_same_bytes(finished, tmp_path, moment):
                 patch.setattr(stage_module, "save_encoder", stop_after(stage_module.save_encoder, 0))
             with pytest.raises(Killed):
                 stage_module.distill(run)
+        assert failures == {"first checkpoint": [True], "before the end": [False]}.get(moment, [])
         with pytest.MonkeyPatch.context() as patch:
             again = MadeUpStudent(run).install(patch)
             stage = stage_module.distill(run)
@@ -166,8 +171,8 @@ def test_placebos_are_trained_beside_it_and_embed_every_row(finished):
     features = open_population(run).features.encode(open_population(run).table)
     main = load_encoder(stage.directory)
     early = np.array([name in ("visits_30", "days_since_last_visit") for name in main.spec.fields])
-    embedded = {name: placebos.embed(one, features) for name, one in (("main", main), *encoders.items())}
-    hidden = placebos.embed(encoders["labels"], features, withheld=early)
+    embedded = {name: embed(one, features) for name, one in (("main", main), *encoders.items())}
+    hidden = embed(encoders["labels"], features, withheld=early)
     assert embedded["labels"].shape == embedded["main"].shape == hidden.shape == (600, 8)
     assert encoders["labels"].record["target"] == "labels" and main.record["target"] == "states"
     assert np.abs(embedded["labels"] - embedded["main"]).max() > 0.1 and np.abs(hidden - embedded["labels"]).max() > 0.1

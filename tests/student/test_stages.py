@@ -27,6 +27,7 @@ from scaletot_jax.lm.load import load_model
 from scaletot_jax.parallel.checkpoint import Checkpoints
 from scaletot_jax.profiles.prepare import prepare
 from scaletot_jax.run import Run
+from scaletot_jax.sinks import Sinks
 from scaletot_jax.step_log import read_steps
 from scaletot_jax.student import held_out
 from scaletot_jax.student.loop import Keeper
@@ -106,8 +107,9 @@ class Killed(BaseException):
 
 
 def stage(folder, config, name, *, stop=0):
-    """Runs a stage; with ``stop`` it ends right after that many checkpoints."""
+    """Runs a stage; with ``stop`` it ends right after that many checkpoints. Returns how its sinks were closed."""
     save, saved = Checkpoints.save, []
+    close, failures = Sinks.close, []
 
     def counted(units, *arguments, **options):
         save(units, *arguments, **options)
@@ -116,14 +118,20 @@ def stage(folder, config, name, *, stop=0):
             units.wait()
             raise Killed
 
+    def closed(sinks, *, failed=False):
+        close(sinks, failed=failed)
+        failures.append(failed)
+
     with pytest.MonkeyPatch.context() as patch, Run(folder, config) as run:
         patch.setattr(Checkpoints, "save", counted)
+        patch.setattr(Sinks, "close", closed)
         try:
             {"sft": sft_stage.sft, "osipo": osipo_stage.osipo}[name](run)
         except Killed:
             assert stop
         else:
             assert not stop
+    return failures
 
 
 KILLED = """
@@ -274,14 +282,17 @@ def torn(folder, name):
 
 
 def test_sft_resumes_bitwise(prepared, undisturbed):
-    """Killed after the first checkpoint, then again after the third: the same adapter, log and scores, byte for byte."""
+    """Killed after the first checkpoint, then again after the third: the same adapter, log and scores, byte for byte.
+
+    The second time it is an error, after which the trackers are closed as of a stage that failed.
+    """
     place, config = prepared
     folder = copied(undisturbed[0], place / "sft", without=["sft"])
     killed(folder, config, "sft", stop=1)
     torn(folder, "sft")
-    stage(folder, config, "sft", stop=2)
+    assert stage(folder, config, "sft", stop=2) == [True]
     torn(folder, "sft")
-    stage(folder, config, "sft")
+    assert stage(folder, config, "sft") == [False]
     assert artifacts(folder, "sft") == artifacts(undisturbed[0], "sft")
 
 
@@ -290,7 +301,7 @@ def test_osipo_resumes_bitwise_and_a_damaged_checkpoint_costs_its_steps_alone(pr
     folder = copied(undisturbed[0], place / "osipo", without=["osipo"])
     stage(folder, config, "osipo", stop=1)
     torn(folder, "osipo")
-    stage(folder, config, "osipo", stop=2)
+    assert stage(folder, config, "osipo", stop=2) == [True]
     for file in Path(folder / "osipo" / "checkpoints" / "3" / "arrays").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
