@@ -12,6 +12,7 @@ It is a shell around the code of the line: the encoder of :mod:`scaletot_jax.enc
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,7 @@ class ScaleToTEncoder:
     # -- fitting ------------------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None, *, states: Any = None) -> ScaleToTEncoder:
-        """Fits encoder and heads.
+        """Fits encoder and heads; a fit that fails leaves what was fitted before as it was.
 
         Without ``states`` the encoder learns from the labels of its own part of the users, and the heads from the others'
         (the placebo ``labels`` of :mod:`scaletot_jax.encoder.targets`); with them no label trains the encoder.
@@ -142,15 +143,19 @@ class ScaleToTEncoder:
         """
         from scaletot_jax.estimator_fit import fit_run, fit_table
 
-        self._folder = tempfile.TemporaryDirectory(prefix="scaletot-")
-        folder = Path(self._folder.name) / "model"
-        if isinstance(X, str | Path) and Path(X).is_dir():
-            if y is not None or states is not None:
-                raise ConfigError("a run brings its own labels and states", where="fit", do="fit(run_directory)")
-            self.model_, self.target_ = fit_run(Path(X), folder)
-            return self
-        table = _with_labels(read_table(X), self._schema(), y)
-        self.model_, self.target_ = fit_table(table, self._schema(), states, self.get_params(), folder)
+        with contextlib.ExitStack() as undo:  # what was fitted before stays whole until this has succeeded
+            place = tempfile.TemporaryDirectory(prefix="scaletot-")
+            undo.callback(place.cleanup)
+            folder = Path(place.name) / "model"
+            if isinstance(X, str | Path) and Path(X).is_dir():
+                if y is not None or states is not None:
+                    raise ConfigError("a run brings its own labels and states", where="fit", do="fit(run_directory)")
+                model, target = fit_run(Path(X), folder)
+            else:
+                table = _with_labels(read_table(X), self._schema(), y)
+                model, target = fit_table(table, self._schema(), states, self.get_params(), folder)
+            undo.pop_all()
+        self._folder, self.model_, self.target_ = place, model, target
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> np.ndarray:

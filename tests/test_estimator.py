@@ -95,6 +95,17 @@ def test_what_is_saved_is_a_served_model_with_a_card(fitted, users, tmp_path):
         fitted.save_pretrained(tmp_path / "other")
 
 
+def test_a_fit_that_fails_leaves_what_was_fitted_before(fitted, users, tmp_path):
+    some = users[1].slice(0, 5)
+    before = fitted.transform(some)
+    with pytest.raises(DataError, match="too few rows to fit"):
+        fitted.fit(users[0].slice(0, 30))
+    with pytest.raises(ConfigError, match="brings its own labels"):
+        fitted.fit(tmp_path, y=[1])
+    again = ScaleToTEncoder.from_pretrained(fitted.save_pretrained(tmp_path / "model"))  # its files are there, too
+    np.testing.assert_array_equal(again.transform(some), before)
+
+
 def test_states_of_some_users_are_learnt_without_a_label(users, states):
     encoder = ScaleToTEncoder("synthetic", **SMALL).fit(users[0], states=states)
     assert encoder.target_ == "states" and encoder.model_.spec.encoder.segments == ("segment_0", "segment_1")
