@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.datasets.synthetic import build_table
+from scaletot_jax.encoder.embed import compile_embedding
 from scaletot_jax.encoder.model import EncoderSpec, Inputs
-from scaletot_jax.encoder.score import compile_embedding
 from scaletot_jax.population.untrained import write_untrained_model
 from scaletot_jax.profiles.schema import load_schema
 from scaletot_jax.profiles.table import validate

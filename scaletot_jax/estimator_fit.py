@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from scaletot_jax.encoder.artifact import save_encoder, sha256_json
+from scaletot_jax.encoder.artifact import load_encoder, save_encoder, sha256_json
+from scaletot_jax.encoder.embed import embed
 from scaletot_jax.encoder.fit import data_of, fit_encoder
 from scaletot_jax.encoder.model import Inputs, check_inputs, describe
-from scaletot_jax.encoder.score import compile_embedding, embed_rows
 from scaletot_jax.encoder.targets import Targets, label_targets, whitened_targets
 from scaletot_jax.encoder.train import LABELS, STATES
 from scaletot_jax.errors import DataError
@@ -102,8 +102,7 @@ def fit_table(
     save_encoder(
         folder, spec, state.best, targets.whitening, target=mode, features_sha256=sha256_json(read_json(folder / "features.json"))
     )  # fmt: skip
-    z = embed_rows(compile_embedding(spec, state.best), inputs, min(_BATCH, rows.num_rows))
-    x = np.concatenate([space.dense(features), z.astype(np.float16).astype(np.float32)], axis=1)
+    x = np.concatenate([space.dense(features), embed(load_encoder(folder), features)], axis=1)
     _write_heads(folder, rows, schema, x, Rows(*(np.flatnonzero(m) for m in (of_heads, chosen["select"], of_heads))), settings, space)  # fmt: skip
     split = np.where(part == "select", "val", TRAIN[0]).astype(object)
     population = rows.append_column("split", pa.array(split, pa.string()))

@@ -6,7 +6,7 @@ for each mode in ``distill.placebos`` and leaves it in ``distill/placebos/MODE/`
 :mod:`scaletot_jax.encoder.artifact`::
 
     for mode, encoder in load_placebos(run).items():
-        z = embed(encoder, features)          # [U, E] for every row, like the distilled ẑ
+        z = embed(encoder, features)          # scaletot_jax.encoder.embed: [U, E] for every row, like the distilled ẑ
         z_static = embed(encoder, features, withheld=early)
 
 With ``distill.target = MODE`` the whole line (score, evaluate, export) runs on that encoder instead.
@@ -18,21 +18,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.artifact import Encoder, load_encoder, save_encoder, sha256_json
 from scaletot_jax.encoder.fit import Fitted
-from scaletot_jax.encoder.model import EncoderSpec, Inputs, redact
-from scaletot_jax.encoder.score import compile_embedding, embed_rows
+from scaletot_jax.encoder.model import EncoderSpec
 from scaletot_jax.encoder.targets import Targets, label_targets, random_targets, shuffled_targets, whitened_targets
 from scaletot_jax.files import read_json
 from scaletot_jax.run import Run, Stage
 
 FOLDER = "placebos"
-_BATCH = 8192
 
 
 class Source(NamedTuple):
@@ -50,7 +46,7 @@ class Source(NamedTuple):
 
 
 def make_targets(mode: str, source: Source) -> Targets:
-    """The targets of a mode, one of ``config.TARGETS``."""
+    """The targets of a mode, one of ``config_limits.TARGETS``."""
     train = source.part == "train"
     if mode == "labels":
         return label_targets(source.labels, train)
@@ -111,19 +107,3 @@ def load_placebos(run: Run) -> dict[str, Encoder]:
         stage.check_artifacts(only=f"{FOLDER}/{mode}/encoder.json")
         found[mode] = load_encoder(stage.path(FOLDER) / mode, features_sha256=features)
     return found
-
-
-def embed(encoder: Encoder, features: Any, *, withheld: np.ndarray | None = None) -> np.ndarray:
-    """Embeddings [U, E] float32, rounded to float16 as the population's are.
-
-    Args:
-      encoder: the distilled one or a placebo.
-      features: of U rows, ``profiles.features.Features``.
-      withheld: bool [F], fields (in the order of ``encoder.spec.fields``) that are withheld from every row.
-    """
-    inputs = Inputs(*features)
-    if withheld is not None:
-        hidden = jax.jit(redact, static_argnames="spec")(inputs, jnp.asarray(withheld), spec=encoder.spec)
-        inputs = Inputs(*(np.asarray(column) for column in hidden))
-    rows = embed_rows(compile_embedding(encoder.spec, encoder.params), inputs, min(_BATCH, len(inputs.cat)))
-    return rows.astype(np.float16).astype(np.float32)

@@ -6,17 +6,13 @@ model; here the encoder alone is applied, since the LTV heads come after this st
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 
 from scaletot_jax.encoder.artifact import load_encoder, sha256_json
-from scaletot_jax.encoder.model import EncoderSpec, Inputs, apply, check_inputs
+from scaletot_jax.encoder.model import Inputs, check_inputs
 from scaletot_jax.errors import DataError
 from scaletot_jax.files import read_json
 from scaletot_jax.population.commit import MANIFEST, Ledger, plan_shards, read_manifest
@@ -27,28 +23,6 @@ from scaletot_jax.population.scoring import Job, make_missing
 from scaletot_jax.population.source import Source
 from scaletot_jax.profiles.features import FeatureSpace
 from scaletot_jax.run import Run, Stage
-
-
-def embed_rows(encode: Callable[[Inputs], Any], inputs: Inputs, batch_size: int) -> np.ndarray:
-    """Embeddings [U, E] float32 by batches of one fixed shape; the last batch is filled up with copies of its last row."""
-    rows = inputs.cat.shape[0]
-    out = []
-    for begin in range(0, rows, batch_size):
-        index = np.minimum(np.arange(begin, begin + batch_size), rows - 1)
-        batch = Inputs(*(column[index] for column in inputs))
-        out.append(np.asarray(encode(batch))[: min(batch_size, rows - begin)])
-    return np.concatenate(out)
-
-
-def compile_embedding(spec: EncoderSpec, params: Any) -> Callable[[Inputs], jax.Array]:
-    """The jitted forward pass inputs → embedding [B, E], with the weights on the device."""
-    params = jax.device_put(params)
-    return partial(_embedding, params, spec=spec)
-
-
-@partial(jax.jit, static_argnames="spec")
-def _embedding(params: Any, inputs: Inputs, *, spec: EncoderSpec) -> jax.Array:
-    return apply(params, spec, inputs).embedding
 
 
 def score(run: Run) -> Stage:

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.artifact import Encoder, load_encoder, sha256_json
+from scaletot_jax.encoder.embed import embed
 from scaletot_jax.encoder.model import init_params
-from scaletot_jax.encoder.placebos import embed, load_placebos
+from scaletot_jax.encoder.placebos import load_placebos
 from scaletot_jax.encoder.score import read_embeddings
 from scaletot_jax.encoder.whiten import whiten
 from scaletot_jax.errors import ScaleToTError

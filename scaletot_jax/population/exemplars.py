@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scaletot_jax.chains.spec import ChainSpec
+from scaletot_jax.encoder.embed import compile_embedding, embed_rows
 from scaletot_jax.encoder.model import Inputs
-from scaletot_jax.encoder.score import compile_embedding, embed_rows
 from scaletot_jax.errors import DataError
 from scaletot_jax.files import read_arrays, read_json, write_arrays, write_json
 from scaletot_jax.population.model import ServedModel

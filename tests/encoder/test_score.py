@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from encoder.made_up_run import MadeUpStudent, files, open_run
 
-from scaletot_jax.encoder import model
+from scaletot_jax.encoder import embed, model
 from scaletot_jax.encoder import score as stage_module
 from scaletot_jax.encoder.artifact import load_encoder
 from scaletot_jax.encoder.distill import distill
@@ -86,9 +86,9 @@ def test_batch_rows_do_not_depend_on_their_neighbours(distilled):
     population = open_population(distilled)
     encoder = load_encoder(distilled.workdir / "distill")
     inputs = model.Inputs(*population.features.encode(population.table.slice(0, 70)))
-    encode = stage_module.compile_embedding(encoder.spec, encoder.params)
-    whole = stage_module.embed_rows(encode, inputs, 64)
-    tail = stage_module.embed_rows(encode, model.Inputs(*(c[60:] for c in inputs)), 64)
+    encode = embed.compile_embedding(encoder.spec, encoder.params)
+    whole = embed.embed_rows(encode, inputs, 64)
+    tail = embed.embed_rows(encode, model.Inputs(*(c[60:] for c in inputs)), 64)
     np.testing.assert_allclose(whole[60:], tail, atol=1e-5)
 
 
@@ -197,10 +197,10 @@ def test_one_compiled_program_for_all_batches(distilled):
     population = open_population(distilled)
     encoder = load_encoder(distilled.workdir / "distill")
     inputs = model.Inputs(*population.features.encode(population.table))
-    encode = stage_module.compile_embedding(encoder.spec, encoder.params)
-    stage_module.embed_rows(encode, model.Inputs(*(c[:50] for c in inputs)), 50)
+    encode = embed.compile_embedding(encoder.spec, encoder.params)
+    embed.embed_rows(encode, model.Inputs(*(c[:50] for c in inputs)), 50)
     with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
         shapes = set()
-        patch.setattr(stage_module, "apply", None)  # a second trace would fail
-        stage_module.embed_rows(lambda batch: shapes.add(batch.cat.shape) or encode(batch), inputs, 50)
+        patch.setattr(embed, "apply", None)  # a second trace would fail
+        embed.embed_rows(lambda batch: shapes.add(batch.cat.shape) or encode(batch), inputs, 50)
     assert shapes == {(50, inputs.cat.shape[1])}
