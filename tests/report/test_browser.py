@@ -192,7 +192,8 @@ def test_five_thousand_users_answer_at_once(browser, tmp_path):
         )
         assert page.locator("#list li").count() == 60
     print(json.dumps({"users": count, "bytes": page_file.stat().st_size, "filter_ms": [round(t, 1) for t in times]}))
-    assert statistics.median(times) < 400  # 100 on a quiet machine, see benchmarks/RESULTS.md
+    # 15.5 ms were measured on a loaded machine (benchmarks/RESULTS.md), none on a quiet one: this catches a slowdown by 25 times.
+    assert statistics.median(times) < 400
 
 
 def node(depth, number, parent):
