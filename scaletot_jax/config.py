@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from ml_collections import ConfigDict
 
-from scaletot_jax import config_limits
+from scaletot_jax import config_limits, recipes
 from scaletot_jax.errors import ConfigError
 
 
@@ -233,11 +233,13 @@ def default_config() -> ConfigDict:
 
 
 def load_config(path: str | Path) -> ConfigDict:
-    """Runs ``get_config()`` of a recipe file."""
-    path = Path(path)
+    """Runs ``get_config()`` of a recipe: a file, or the name of a shipped one (:mod:`scaletot_jax.recipes`)."""
+    path = recipes.find(path)
     if not path.is_file():
         raise ConfigError(
-            "the configuration file is missing", where=str(path), do="pass --config=configs/quickstart.py or your own"
+            "the configuration file is missing",
+            where=str(path),
+            do=f"pass a file of your own, or the name of a shipped recipe: {', '.join(recipes.names())}",
         )
     spec = importlib.util.spec_from_file_location("scaletot_recipe", path)
     assert spec is not None and spec.loader is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from scaletot_jax import recipes
 from scaletot_jax.chains.grammar import compile_chain
 from scaletot_jax.chains.spec import ChainSpec
 from scaletot_jax.cli import VERBS
@@ -49,6 +50,7 @@ def test_a_command_names_a_verb_and_keys_that_exist(page, words):
         elif word == "--config":
             recipe = words[words.index(word) + 1]
             assert not recipe.startswith("configs/") or (ROOT / recipe).is_file(), f"{page}: {recipe}"
+            assert "/" in recipe or recipe in {"FILE", "RECIPE", *recipes.names()}, f"{page}: {recipe}"
 
 
 def key_like(text: str):
