@@ -8,6 +8,7 @@ configuration or in use; 5 a resource ran out; 6 the quality watch raised an ala
 from __future__ import annotations
 
 import argparse
+import errno
 import glob
 import os
 import sys
@@ -19,6 +20,8 @@ from scaletot_jax.errors import ConfigError, PreemptedError, ScaleToTError
 from scaletot_jax.parallel import distributed
 
 _LESS = "  what to do: lower teacher.batch_size, sft.batch_size, osipo.prompts or score.batch_size"
+_FREE = "  what to do: free some space and run the same command again; everything finished so far is kept"
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG)
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
 VERBS = {
@@ -224,6 +227,14 @@ def _guarded(arguments: Sequence[str] | None) -> int:
         return 5
     except BrokenPipeError:
         return 1
+    except OSError as error:  # where no stage says it better
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"scaletot: the disk is full\n  why: {error}\n{_FREE}", file=sys.stderr)
+        elif error.errno in _REFUSED:
+            print(f"scaletot: the operating system refused a file\n  why: {error}", file=sys.stderr)
+        else:
+            raise
+        return 5
     except RuntimeError as error:  # what XLA raises when a device has no memory left
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise DataError("a file is missing", where=str(path), do="run the stage that writes it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError("a JSON file is damaged", where=str(path), why=str(error)) from error
 
 
@@ -108,7 +109,9 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None):
         return pq.read_table(path, columns=columns)
     except FileNotFoundError as error:
         raise DataError("a table is missing", where=str(path), do="run the stage that writes it") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError("a table cannot be read", where=str(path), why=str(error)) from error
 
 
@@ -142,6 +145,27 @@ def open_arrays(path: str | Path) -> Iterator[Any]:
 def sha256_file(path: str | Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def seal(path: str | Path) -> None:
+    """Says beside a file that is whole, in ``.NAME.sha256``, what it holds; for files that a killed stage goes on from."""
+    if leads():
+        write_bytes(_seal_of(path), sha256_file(path).encode())
+
+
+def sealed(path: str | Path) -> bool:
+    """Whether a file is there and holds what was sealed; one that was changed since is named on stderr, to be made again."""
+    try:
+        stated, found = _seal_of(path).read_bytes(), sha256_file(path)
+    except FileNotFoundError:
+        return False
+    if stated != found.encode():
+        print(f"{path} is not what was written; it is made again", file=sys.stderr)
+    return stated == found.encode()
+
+
+def _seal_of(path: str | Path) -> Path:
+    return Path(path).with_name(f".{Path(path).name}.sha256")
 
 
 def plain(value: Any) -> Any:

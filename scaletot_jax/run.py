@@ -1,9 +1,10 @@
 """The run directory: one folder a stage, written atomically, resumed by fingerprint.
 
-A stage's folder is trusted only through its ``stage.json``, which is written last and lists every artifact with its
-SHA-256. The fingerprint covers the configuration the stage reads, the results of the stages it builds on, and
-:data:`FORMAT`; a stage whose fingerprint matches is not run again, a stage of another configuration is refused with
-the difference shown. A process holds an exclusive lock on the directory, which the kernel drops when it dies.
+A stage's folder is trusted only through its ``stage.json``, which is written last, carries a digest of itself and lists
+every artifact with its SHA-256. The fingerprint covers the configuration the stage reads, the results of the stages it
+builds on, and :data:`FORMAT`; a stage whose fingerprint matches is not run again, a stage of another configuration is
+refused with the difference shown, and so is unfinished work of another version. A process holds an exclusive lock on the
+directory, which the kernel drops when it dies.
 """
 
 from __future__ import annotations
@@ -17,12 +18,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from scaletot_jax.errors import DataError, OutdatedStageError, StaleRunError
+from scaletot_jax import __version__
+from scaletot_jax.errors import ConfigError, DataError, OutdatedStageError, StaleRunError
 from scaletot_jax.files import disk_errors, fingerprint, plain, read_json, sha256_file, sync_directory, write_json
 from scaletot_jax.parallel.distributed import barrier, check_same, check_shared, leads
 
 FORMAT = 1  # raise it when a stage's artifacts change shape or meaning
 STAGES = ("prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report")
+
+
+_RECORD = frozenset({"stage", "fingerprint", "identity", "artifacts", "summary"})
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes ``stage.json`` with a digest of its content."""
+    content = json.loads(json.dumps(record, default=plain))
+    write_json(path, {**content, "digest": fingerprint(content)})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of ``stage.json``; DataError where it is missing, damaged or changed."""
+    try:
+        found = read_json(path)
+    except DataError:
+        if not path.exists():
+            raise
+        found = None
+    digest = found.pop("digest", None) if isinstance(found, dict) else None  # a record of an earlier version has none
+    if not isinstance(found, dict) or found.keys() != _RECORD or digest not in (None, fingerprint(found)):
+        raise DataError(
+            "the record of a finished stage is damaged",
+            where=str(path),
+            why="its content is not what was written",
+            do=f"run 'scaletot {path.parent.name}' or 'scaletot run' again: the stage is finished anew",
+        )
+    return found
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -57,17 +87,17 @@ class Stage:
 
     def summary(self) -> dict[str, Any]:
         """What the finished stage said of itself."""
-        return read_json(self.path("stage.json"))["summary"]
+        return read_record(self.path("stage.json"))["summary"]
 
     @property
     def result(self) -> str:
         """Hash of what the finished stage is and what it wrote; stages after it carry it in their identity."""
-        record = read_json(self.path("stage.json"))
+        record = read_record(self.path("stage.json"))
         return fingerprint({"fingerprint": self.fingerprint, "artifacts": record["artifacts"]})
 
     def check_artifacts(self, only: str | None = None) -> None:
         """Raises StaleRunError if an artifact, or the one named, is not what was recorded."""
-        for name, entry in read_json(self.path("stage.json"))["artifacts"].items():
+        for name, entry in read_record(self.path("stage.json"))["artifacts"].items():
             if only not in (None, name):
                 continue
             artifact = self.path(name)
@@ -100,7 +130,7 @@ class Stage:
             "artifacts": listed,
             "summary": dict(summary or {}),
         }
-        write_json(self.path("stage.json"), record)
+        write_record(self.path("stage.json"), record)
 
 
 class Run:
@@ -121,12 +151,15 @@ class Run:
         self._finished: dict[str, Stage] = {}
         self._lock_file: IO[str] | None = None
         with disk_errors(self.workdir):
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        if lock:
-            check_shared(self.workdir)
-            if leads():
-                self._acquire()
-            barrier("lock")
+            try:
+                self.workdir.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ConfigError("the run directory is a file", where=str(self.workdir), do="--workdir=DIR") from error
+            if lock:
+                check_shared(self.workdir)
+                if leads():
+                    self._acquire()
+                barrier("lock")
 
     def _acquire(self) -> None:
         path = self.workdir / ".lock"
@@ -138,7 +171,7 @@ class Run:
             raise StaleRunError(
                 "another process is working in this run directory",
                 where=str(self.workdir),
-                why="its lock is held",
+                why=f"its lock is held ({error.strerror})",
                 do="wait for it to end, stop it, or choose another --workdir",
             ) from error
         self._lock_file = handle
@@ -200,7 +233,7 @@ class Run:
                 where=str(self.workdir / name),
                 do=f"run 'scaletot {name}' with the same --config and --workdir first, or 'scaletot run' for the whole line",
             )
-        stage = Stage(name, self.workdir / name, read_json(path)["identity"])
+        stage = Stage(name, self.workdir / name, read_record(path)["identity"])
         now = json.loads(json.dumps(flatten(self.config), default=plain))
         before = stage.identity["config"]
         changed = {key: now[key] for key in before if key in now and now[key] != before[key]}
@@ -239,36 +272,69 @@ class Run:
         return value
 
     def _check_owner(self, stage: Stage) -> None:
+        """Refuses, or with ``redo`` removes, work in the stage's folder that is not this stage's; then owns the folder."""
         owner = stage.directory / "owner.json"
-        if owner.exists():
-            try:
-                before = read_json(owner)
-            except DataError:
-                before = {}
-            if fingerprint(before) != stage.fingerprint:
-                if self.on_change != "redo":
-                    raise StaleRunError(
-                        f"stage '{stage.name}' was started with another configuration",
-                        where=str(stage.directory),
-                        why="changed: " + _difference(before, stage.identity),
-                        do="use another --workdir, restore the old values, or pass --on-change=redo to do this stage "
-                        "and those after it again",
-                    )
-                self.discard(stage.name)
-        write_json(owner, stage.identity)
+        refusal = self._refusal(stage, owner) if owner.exists() else None
+        if refusal is not None:
+            if self.on_change != "redo":
+                raise refusal
+            self.discard(stage.name)
+        if refusal is not None or not owner.exists() or _owner(owner) is None:
+            write_json(owner, {**stage.identity, "version": __version__})
+
+    def _refusal(self, stage: Stage, owner: Path) -> StaleRunError | None:
+        before = _owner(owner)
+        finished = _is_recorded(stage)
+        if before is None:
+            if finished:
+                return None
+            return StaleRunError(
+                f"the unfinished work of stage '{stage.name}' belongs to nobody knows which configuration",
+                where=str(owner),
+                why="the file is damaged",
+                do=f"delete {stage.directory}, or pass --on-change=redo to do this stage and those after it again",
+            )
+        version = before.pop("version", "an earlier version")
+        if fingerprint(before) != stage.fingerprint:
+            return StaleRunError(
+                f"stage '{stage.name}' was started with another configuration",
+                where=str(stage.directory),
+                why="changed: " + _difference(before, stage.identity),
+                do="use another --workdir, restore the old values, or pass --on-change=redo to do this stage "
+                "and those after it again",
+            )
+        if version != __version__ and not finished:
+            return StaleRunError(
+                f"stage '{stage.name}' was begun by another version of this program",
+                where=str(stage.directory),
+                why=f"by {version}, this is {__version__}",
+                do="finish it with that version, use another --workdir, or pass --on-change=redo to do this stage "
+                "and those after it again",
+            )
+        return None
 
     def _is_done(self, stage: Stage) -> bool:
-        path = stage.path("stage.json")
-        if not path.exists():
-            return False
-        try:
-            record = read_json(path)
-        except DataError:
-            return False
-        if record.get("fingerprint") != stage.fingerprint:
+        if not _is_recorded(stage):
             return False
         stage.check_artifacts()
         return True
+
+
+def _owner(path: Path) -> dict[str, Any] | None:
+    """What ``owner.json`` holds; None where it is damaged."""
+    try:
+        found = read_json(path)
+    except DataError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_recorded(stage: Stage) -> bool:
+    """Whether a whole record says that this very stage is finished; its artifacts are not looked at."""
+    try:
+        return read_record(stage.path("stage.json"))["fingerprint"] == stage.fingerprint
+    except DataError:
+        return False
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -10,6 +10,19 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests report as properties: ``counted``, a line; ``fuzzed``, executions of one target of fuzzing."""
+    ended = [report for reports in terminalreporter.stats.values() for report in reports]
+    told = [pair for report in ended if getattr(report, "when", "") == "call" for pair in report.user_properties]
+    for name, value in told:
+        if name == "counted":
+            terminalreporter.write_line(f"counted: {value}")
+    fuzzed = [value for name, value in told if name == "fuzzed"]
+    if fuzzed:
+        terminalreporter.write_line(f"counted: {sum(fuzzed)} executions of fuzzing over {len(fuzzed)} targets")
+
+
 settings.register_profile(
     "ci", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -1,5 +1,8 @@
 """Exit codes and messages of the command line."""
 
+import errno
+import os
+
 import pytest
 import tiny
 
@@ -46,6 +49,18 @@ def test_help_teaches_every_verb(capsys):
 def test_bad_usage_says_what_and_exits_non_zero(arguments, code, message, recipe, tmp_path, capsys):
     places = {"RECIPE": str(recipe), "EMPTY": str(tmp_path / "empty")}
     assert call(*(places.get(argument, argument) for argument in arguments)) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "refused a file"), (errno.EIO, "refused")]
+)
+def test_a_disk_that_fails_where_no_stage_looks_is_no_traceback(number, message, recipe, tmp_path, capsys, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr("scaletot_jax.run.Run._acquire", fails)
+    assert call("prepare", "--config", str(recipe), "--workdir", str(tmp_path / "run")) == 5
     assert message in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from small_disk import needs_root, run_on_small_disk
 
 from scaletot_jax import files
 from scaletot_jax.errors import DataError, ResourceError
-from scaletot_jax.files import atomic_path, read_arrays, read_json, write_arrays, write_json, write_table
+from scaletot_jax.files import atomic_path, read_arrays, read_json, seal, sealed, write_arrays, write_json, write_table
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -81,3 +81,19 @@ def test_arrays_round_trip_with_equal_bytes(tmp_path):
 def test_json_is_sorted_and_plain(tmp_path):
     write_json(tmp_path / "x.json", {"b": np.float32(0.5), "a": np.arange(2)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [0, 1], "b": 0.5}
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"a": 2}\n', b'{"a": 1'])
+def test_a_sealed_file_is_trusted_as_long_as_it_is_what_was_written(tmp_path, capsys, damage):
+    path = tmp_path / "unit.json"
+    assert not sealed(path)
+    write_json(path, {"a": 1})
+    assert not sealed(path) and capsys.readouterr().err == ""  # killed before it was sealed
+    seal(path)
+    assert sealed(path) and capsys.readouterr().err == ""
+    path.write_bytes(damage)
+    assert not sealed(path) and str(path) in capsys.readouterr().err
+    write_json(path, {"a": 1})
+    assert sealed(path)
+    path.unlink()
+    assert not sealed(path)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scaletot_jax import run as run_module
-from scaletot_jax.errors import OutdatedStageError, StaleRunError
+from scaletot_jax.errors import ConfigError, DataError, OutdatedStageError, StaleRunError
 from scaletot_jax.files import write_json
 from scaletot_jax.run import Run, flatten
 
@@ -136,6 +136,78 @@ def test_a_torn_stage_record_means_not_done(tmp_path):
     (tmp_path / "prepare" / "stage.json").write_text('{"stage": "prep')
     with Run(tmp_path, CONFIG) as run:
         assert not run.stage("prepare", sections=("seed", "data")).done
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"rows": 2', '"rows": 3'),
+        ('"artifacts"', '"artefacts"'),
+        (
+            "{",
+            "[[",
+        ),
+    ],
+)
+def test_a_changed_record_means_not_done_and_is_no_evidence(tmp_path, old, new):
+    with Run(tmp_path, CONFIG) as run:
+        finish_prepare(run)
+    record = tmp_path / "prepare" / "stage.json"
+    record.write_text(record.read_text().replace(old, new, 1))
+    with Run(tmp_path, CONFIG) as run:
+        with pytest.raises(DataError, match="scaletot prepare"):
+            run.stage("sft", sections=("sft",), needs=("prepare",))
+        assert not run.stage("prepare", sections=("seed", "data")).done
+        finish_prepare(run)
+        assert run.stage("sft", sections=("sft",), needs=("prepare",)).identity["needs"]
+
+
+def test_the_digest_of_a_record_survives_json(tmp_path):
+    """Keys that are numbers sort in another order once they are text."""
+    with Run(tmp_path, CONFIG) as run:
+        run.stage("prepare", sections=("seed",)).finish([], {"of": {10: 0.1, 9: (1, 2)}, "share": 1 / 3})
+    with Run(tmp_path, CONFIG) as run:
+        assert run.stage("prepare", sections=("seed",)).summary() == {"of": {"10": 0.1, "9": [1, 2]}, "share": 1 / 3}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config": '])
+def test_work_of_nobody_knows_what_is_refused_and_finished_work_is_known_by_its_record(tmp_path, content):
+    with Run(tmp_path, CONFIG) as run:
+        finish_prepare(run)
+        run.stage("sft", sections=("sft",), needs=("prepare",))
+    for name in ("prepare", "sft"):
+        (tmp_path / name / "owner.json").write_text(content)
+    with Run(tmp_path, CONFIG) as run:
+        assert run.stage("prepare", sections=("seed", "data")).done
+        with pytest.raises(StaleRunError, match="nobody knows"):
+            run.stage("sft", sections=("sft",), needs=("prepare",))
+    with Run(tmp_path, CONFIG, on_change="redo") as run:
+        assert not run.stage("sft", sections=("sft",), needs=("prepare",)).done
+
+
+def test_unfinished_work_of_another_version_is_refused_and_finished_work_is_not(tmp_path, monkeypatch):
+    with Run(tmp_path, CONFIG) as run:
+        finish_prepare(run)
+        half = run.stage("sft", sections=("sft",), needs=("prepare",))
+        write_json(half.path("half.json"), 1)
+    monkeypatch.setattr(run_module, "__version__", "99.0")
+    with Run(tmp_path, CONFIG) as run:
+        assert run.stage("prepare", sections=("seed", "data")).done
+        with pytest.raises(StaleRunError, match=r"another version[\s\S]*this is 99\.0"):
+            run.stage("sft", sections=("sft",), needs=("prepare",))
+    with Run(tmp_path, CONFIG, on_change="redo") as run:
+        assert not run.stage("sft", sections=("sft",), needs=("prepare",)).done
+        assert not half.path("half.json").exists()
+    monkeypatch.setattr(run_module, "FORMAT", run_module.FORMAT + 1)  # what it means has changed
+    with Run(tmp_path, CONFIG) as run, pytest.raises(StaleRunError, match="format: 1 -> 2"):
+        run.stage("prepare", sections=("seed", "data"))
+
+
+def test_a_run_directory_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="is a file"):
+            Run(place, CONFIG)
 
 
 def test_two_processes_cannot_share_a_run_directory(tmp_path):

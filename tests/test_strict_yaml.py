@@ -33,3 +33,17 @@ def test_keys_are_plain_and_types_are_safe():
     with pytest.raises(yaml.YAMLError):
         load_yaml("!!python/object/apply:os.getcwd []")
     assert load_yaml("a: {b: 1}\nc: {b: 1}") == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: 2024-99-99", "cannot be read"), ("a: 0x_", "cannot be read"), ("!!int x", "cannot be read"),
+        ("!!timestamp x", "cannot be read"), ("!!bool x", "cannot be read"), ("a: " + "9" * 5000, "cannot be read"),
+        ("[" * 2000, "100 deep"), ("- " * 2000, "100 deep"), ("{a: " * 2000, "100 deep"), ("&a [*a]", "more than"),
+        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdef", "bcdefg")), "more than"),
+    ],
+)  # fmt: skip
+def test_what_yaml_stumbles_over_and_what_grows_is_refused(text, why):
+    with pytest.raises(yaml.YAMLError, match=why):
+        load_yaml(text)

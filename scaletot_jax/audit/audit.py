@@ -1,7 +1,7 @@
 """``scaletot audit``: looks for leaks in a run directory, trusting nothing that the stages say of themselves.
 
-A check is *clean*, a *leak*, or *not reached* where the stages that it looks at have not run. The result goes to
-``audit.json``; a leak ends the command with its own exit code (:class:`~scaletot_jax.errors.LeakError`).
+A check is *clean*, a *leak*, or *not reached* where the stages that it looks at have not run; what is no question of right or
+wrong is *told*. The result goes to ``audit.json``; a leak ends the command with its own exit code (:class:`~scaletot_jax.errors.LeakError`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scaletot_jax.audit.anonymity import anonymity, describe
 from scaletot_jax.audit.identifiers import named
 from scaletot_jax.audit.labels import suspicions
 from scaletot_jax.errors import DataError, LeakError
@@ -22,7 +23,7 @@ from scaletot_jax.files import read_json, read_table, write_json
 from scaletot_jax.profiles.render import Renderer
 from scaletot_jax.profiles.schema import Schema
 
-CLEAN, LEAK, NOT_REACHED = "clean", "leak", "not reached"
+CLEAN, LEAK, NOT_REACHED, TOLD = "clean", "leak", "not reached", "told"
 PROMPTS = 2000  # rows whose prompts are rendered and searched, evenly spaced
 TRAINED_BY = (("teach", "profiles"), ("osipo", "users"), ("distill", "profiles"))
 
@@ -200,7 +201,7 @@ def _thresholds(m: _Material) -> Result:
     pilot, quantile = read_json(path), m.config["teacher"]["refine_quantile"]
     owner = m.workdir / "teach" / "owner.json"  # what teach was run with, whatever this command was given
     if owner.exists():
-        quantile = read_json(owner)["config"].get("teacher.refine_quantile", quantile)
+        quantile = read_json(owner).get("config", {}).get("teacher.refine_quantile", quantile)
     for segment, evidence in pilot["evidence"]["thresholds"].items():
         if "uncertainties" not in evidence:
             return NOT_REACHED, "the pilot was made by an earlier version, which did not keep its uncertainties"
@@ -219,6 +220,22 @@ def _thresholds(m: _Material) -> Result:
             f"row {int(rows[splits != 'teacher'][0])} of split '{splits[splits != 'teacher'][0]}' was reasoned about",
         )
     return CLEAN, "every threshold is the stated quantile of the pilot's uncertainties, which no label enters"
+
+
+def _users_behind_records(m: _Material) -> Result:
+    """k-anonymity of what the teacher made, which somebody may want to hand on: the profiles, and the chains' content."""
+    path = m.workdir / "teach" / "chains.parquet"
+    if not path.exists():
+        return NOT_REACHED, "no chains yet"
+    chains = read_table(path)
+    reasoned: dict[str, set[str]] = {key: set() for key in chains["exact_key"].to_pylist()}
+    for key, group in zip(m.table["exact_key"].to_pylist(), m.table["group"].to_pylist()):
+        if key in reasoned:
+            reasoned[key].add(group)
+    contents = list(zip(map(tuple, chains["values"].to_pylist()), chains["exact_key"].to_pylist()))
+    profiles = anonymity((key, user) for key, users in reasoned.items() for user in users)
+    content = anonymity((values, user) for values, key in contents for user in reasoned[key])
+    return TOLD, f"{describe('reasoned profiles', profiles)}; {describe('chains', content)}"
 
 
 def _guarded(check: Callable[[_Material], Result]) -> Callable[[_Material], Result]:
@@ -243,4 +260,5 @@ CHECKS: dict[str, Callable[[_Material], Result]] = {
     "order of time": _guarded(_time_order),
     "states of users trained on": _guarded(_own_labels),
     "thresholds from labels": _thresholds,
+    "users behind a record": _users_behind_records,
 }

@@ -283,7 +283,7 @@ def _number(record: Record, field: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(
             "a chain rule needs a number",
             where=f"profile field '{field}'",

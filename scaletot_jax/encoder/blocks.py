@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaletot_jax.files import read_arrays, write_arrays
+from scaletot_jax.files import read_arrays, seal, sealed, write_arrays
 from scaletot_jax.student.states import ReasoningStates
 
 BLOCK = 32  # profiles a block: what a kill can cost
@@ -37,8 +37,8 @@ def plan_blocks(*counts: int) -> list[Block]:
 
 
 def missing_blocks(directory: Path, blocks: Iterable[Block]) -> list[Block]:
-    """Blocks without a file; files are renamed into place when whole, so one that exists is whole."""
-    return [block for block in blocks if not (directory / block.file).exists()]
+    """Blocks whose file is not there, or not what was written."""
+    return [block for block in blocks if not sealed(directory / block.file)]
 
 
 def write_block(directory: Path, block: Block, found: ReasoningStates, layers: Sequence[int]) -> None:
@@ -49,6 +49,7 @@ def write_block(directory: Path, block: Block, found: ReasoningStates, layers: S
         for layer in layers
     }
     write_arrays(directory / block.file, {**arrays, "answers": found.answers, "slots": found.slots})
+    seal(directory / block.file)
 
 
 def read_states(directory: Path, blocks: Sequence[Block], layer: int, kind: str = "states") -> np.ndarray:

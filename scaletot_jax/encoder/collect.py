@@ -60,13 +60,14 @@ def collect_states(
     tail = [block for block in plan if block.begin >= probing]
     texts = population.renderer.texts(population.table.take(pa.array(profiles.rows)))
     ids = profile_ids(profiles.keys)
-    done = len(plan) - len(store.missing_blocks(stage.directory, plan))
+    missing = set(store.missing_blocks(stage.directory, plan))
+    done = len(plan) - len(missing)
     chosen = 0
     with Progress("distill: states", len(plan), "blocks", done=done) as progress:
         for blocks in (head, tail):
             if blocks is tail:
                 chosen = _choose_layer(stage, layers, head, profiles, probing, student.config.num_layers)
-            for block in store.missing_blocks(stage.directory, blocks):
+            for block in filter(missing.__contains__, blocks):
                 rows = range(block.begin, block.end)
                 found = reasoning_states(
                     student if blocks is head else others(block.begin),

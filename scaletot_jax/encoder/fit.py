@@ -151,8 +151,9 @@ def fit_encoder(
         state = TrainState(*restored.arrays)
     key = jax.random.fold_in(jax.random.key(seed), 5)
     steps = checks * CHECK_EVERY
+    stated = restored.record.get("log") if restored is not None else None
     with (
-        closing(StepLog(folder / "steps.jsonl", keep_through=int(state.step), sinks=sinks)) as log,
+        closing(StepLog(folder / "steps.jsonl", keep_through=int(state.step), stated=stated, sinks=sinks)) as log,
         Progress(f"distill: {name}", steps, "steps", done=int(state.step)) as progress,
     ):
         while (step := int(state.step)) < steps:
@@ -165,7 +166,7 @@ def fit_encoder(
             values = {name: np.asarray(value) for name, value in metrics.items()}
             for i in range(count):
                 log.append(step + (i + 1) * CHECK_EVERY, **{name: value[i] for name, value in values.items()})
-            checkpoint.save(folder / "checkpoints", int(state.step), state, {})
+            checkpoint.save(folder / "checkpoints", int(state.step), state, {"log": log.sync()})
             progress.advance(count * CHECK_EVERY, f"select error {values['select_error'][-1]:.3f}")
     if not np.isfinite(float(state.best_error)):
         raise DataError("the encoder's error is not finite", where=str(folder), do="lower distill.learning_rate")

@@ -25,7 +25,7 @@ from scaletot_jax.encoder.artifact import Encoder, load_encoder, save_encoder, s
 from scaletot_jax.encoder.fit import Fitted
 from scaletot_jax.encoder.model import EncoderSpec
 from scaletot_jax.encoder.targets import Targets, label_targets, random_targets, shuffled_targets, whitened_targets
-from scaletot_jax.files import read_json
+from scaletot_jax.files import read_json, seal, sealed
 from scaletot_jax.run import Run, Stage
 
 FOLDER = "placebos"
@@ -84,12 +84,15 @@ def train_placebos(
     records = {}
     for mode in settings["placebos"]:
         folder = stage.path(FOLDER) / mode
-        if not (folder / "encoder.json").exists():  # written last
+        files = [folder / f"encoder.{kind}" for kind in ("safetensors", "json")]
+        if not all(map(sealed, files)):
             targets = make_targets(mode, source)
             widths = [w.axes.shape[1] for w in targets.whitening]
             own = EncoderSpec.from_dict({**spec.to_dict(), "segments": targets.names, "target_dims": widths})
             fitted = train(folder, own, targets, mode)
             save_encoder(folder, own, fitted.params, targets.whitening, target=mode, training=fitted.record, **identity)
+            for path in files:
+                seal(path)
         records[mode] = read_json(folder / "encoder.json")["training"]
     return records
 

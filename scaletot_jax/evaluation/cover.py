@@ -25,7 +25,7 @@ from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.evaluation import coverage as curve
 from scaletot_jax.evaluation.coverage_point import Everyone, base_rate, score_heads, summaries
 from scaletot_jax.evaluation.metrics import rps_rows
-from scaletot_jax.files import read_arrays, read_json, read_table, write_arrays, write_json, write_table
+from scaletot_jax.files import read_arrays, read_json, read_table, seal, sealed, write_arrays, write_json, write_table
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.profiles.split import UNUSED
 from scaletot_jax.progress import Progress
@@ -98,13 +98,16 @@ def _make(run: Run, stage: Stage, shares: list[float]) -> None:
     with Progress("coverage", len(shares), "points") as progress:
         for share in shares:
             name = f"points/{share:.6f}"
-            if not stage.path(f"{name}.json").exists():
+            files = [stage.path(f"{name}.{kind}") for kind in ("parquet", "json")]
+            if not all(map(sealed, files)):
                 point, rows = _point(
                     run, everyone, curve.reasoned(rank, share), split, fold, profiles, states, names, base
                 )
                 point |= {"share": share, "tokens": tokens._asdict()}
-                write_table(stage.path(f"{name}.parquet"), rows)
-                write_json(stage.path(f"{name}.json"), point)  # last: it says that the point is whole
+                write_table(files[0], rows)
+                write_json(files[1], point)
+                for path in files:
+                    seal(path)
             progress.advance(note=f"{share:.2%}")
     _finish(run, stage, shares, everyone, base, tokens)
 
@@ -144,9 +147,9 @@ def _states(run: Run, stage: Stage, population: Population, profiles: _Profiles)
     plan = [missing[i : i + store.BLOCK] for i in range(0, len(missing), store.BLOCK)]
     plan = [block for block in plan if block[0] < profiles.needed]
     files = [stage.path(f"states/block-{i:05d}.safetensors") for i in range(len(plan))]
-    left = [i for i, path in enumerate(files) if not path.exists()]
+    left = [i for i, path in enumerate(files) if not sealed(path)]
     stated = stage.path("states/student.json")
-    if left or not stated.exists():
+    if left or not sealed(stated):
         _read_states(
             run, population, profiles, [(plan[i], files[i]) for i in left], layer, chains, stated, len(plan)
         )  # fmt: skip
@@ -174,6 +177,7 @@ def _read_states(
     table, texts_of = population.table, population.renderer.texts
     tokens = tokens_per_profile(student, texts_of(table.take(pa.array(profiles.rows[:256]))), chains)
     write_json(stated, {"tokens": tokens, "segments": [segment.name for segment in student.spec.segments]})
+    seal(stated)
     with Progress("coverage: states", blocks, "blocks", done=blocks - len(todo)) as progress:
         for block, path in todo:
             found = reasoning_states(
@@ -181,6 +185,7 @@ def _read_states(
                 seed=state_stream(run.config["seed"]), layers=(layer,), ids=profile_ids(profiles.keys[j] for j in block),
             )  # fmt: skip
             write_arrays(path, {"states": np.asarray(found.states[layer]).mean(1)})
+            seal(path)
             progress.advance()
 
 

@@ -56,7 +56,7 @@ class GGUFFile:
         self._at = 4
         try:
             self._read_header()
-        except (struct.error, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except (struct.error, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             raise DataError(
                 "the header of a GGUF file is damaged or truncated",
                 where=f"{path}, byte {self._at}",
@@ -146,9 +146,13 @@ class GGUFFile:
             shape = tuple(self._number("Q") for _ in range(self._number("I")))[::-1]
             infos.append((name, shape, self._number("I"), self._number("Q")))
         alignment = self.metadata.get("general.alignment", 32)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"general.alignment is {alignment!r}")
         start = -(-self._at // alignment) * alignment
         self.tensors: dict[str, _Tensor] = {}
         for name, shape, kind, offset in infos:
+            if 0 in shape:
+                raise ValueError(f"tensor '{name}' has no values")
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
             self.tensors[name] = _Tensor(shape, kind, start + offset, math.prod(shape) // block * block_bytes)
 

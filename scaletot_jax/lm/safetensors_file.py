@@ -20,6 +20,7 @@ from scaletot_jax.errors import DataError
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 INDEX = "model.safetensors.index.json"
+_TOO_LARGE = 2**60  # values of an array, those of its other axes where one of them is empty
 
 
 class _Place(NamedTuple):
@@ -113,10 +114,11 @@ def _map(file: Path) -> dict[str, _Place]:
             raise ValueError(f"its header claims {start - 8} bytes, the file has {len(data)}")
         header = json.loads(data[8:start])
         header.pop("__metadata__", None)
-        entries = [
-            (name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
-        ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        entries = []
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            entries.append((name, str(entry["dtype"]), tuple(entry["shape"]), begin, end))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise DataError("a safetensors file is damaged", where=str(file), why=why) from error
     places = {}
@@ -124,7 +126,8 @@ def _map(file: Path) -> dict[str, _Place]:
         where = f"{file}, tensor '{name}'"
         if kind not in DTYPES:
             raise DataError("a tensor has an unsupported type", where=where, why=str(kind))
-        if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        if not whole or math.prod(max(1, number) for number in shape) >= _TOO_LARGE:
             raise DataError("a safetensors file is damaged", where=where, why=f"{shape} at {begin}..{end}")
         if end - begin != math.prod(shape) * np.dtype(DTYPES[kind]).itemsize:
             raise DataError("a safetensors file is damaged", where=where, why=f"{end - begin} bytes for {list(shape)}")

@@ -61,8 +61,17 @@ class RowEncoder:
           a table of the keys (row int64, user_id string, snapshot date32 if any), and :class:`Features`.
 
         Raises:
-          DataError: nulls in a key, or values the schema does not allow, with row, field, value and reason.
+          DataError: nulls in a key, or values the schema does not allow, with row, field, value and reason; or words that are
+            no UTF-8.
         """
+        try:
+            return self._encode_block(table, first, where)
+        except (pa.ArrowInvalid, UnicodeError) as error:  # what a damaged file may hold
+            raise DataError(
+                "a table cannot be read", where=where, why=" ".join(str(error).split()), do="write the table again"
+            ) from error
+
+    def _encode_block(self, table: pa.Table, first: int, where: str) -> tuple[pa.Table, Features]:
         faults = Faults(where, first)
         keys = {"row": pa.array(np.arange(first, first + table.num_rows, dtype=np.int64))}
         for name, column in self.layout.keys.items():
@@ -72,6 +81,7 @@ class RowEncoder:
                 faults.add(columns.mask(pc.is_null(keys[name])), column, array, "the snapshot date is missing")
             else:
                 keys[name] = columns.key(array, column, faults, where)
+                keys[name].validate(full=True)
         faults.check()
         return pa.table(keys), self._features(table, first, where)
 

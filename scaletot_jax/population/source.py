@@ -54,11 +54,13 @@ class Source:
     def _check(self, file: Path) -> pq.FileMetaData:
         try:
             found = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            names = found.schema_arrow.names
+        except MemoryError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(
                 "a table cannot be read as Parquet", where=str(file), why=" ".join(str(error).split())
             ) from error
-        names = found.schema_arrow.names
         missing = [name for name in self.columns if name not in names]
         twice = [name for name in self.columns if names.count(name) > 1]
         if missing or twice:
@@ -95,7 +97,12 @@ class Source:
                 stream, held, position = self._from(begin), [], begin
             size = sum(table.num_rows for table in held)
             while size < end - begin:
-                table = next(stream)
+                table = next(stream, None)
+                if table is None:
+                    raise DataError(
+                        "a table ends before its last row", where=str(self.path),
+                        why=f"it says that it has {self.rows} rows", do="write the table again",
+                    )  # fmt: skip
                 held.append(table)
                 size += table.num_rows
             table = pa.concat_tables(held, promote_options="permissive")
@@ -115,7 +122,9 @@ class Source:
                 continue
             try:
                 yield from self._read(part, max(0, row - part.begin))
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            except MemoryError:
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(
                     "a table cannot be read as Parquet", where=str(part.path), why=" ".join(str(error).split())
                 ) from error

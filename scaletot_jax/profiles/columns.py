@@ -170,7 +170,7 @@ def key(array: pa.Array, name: str, faults: Faults, where: str) -> pa.Array:
     if not (_is_string(array.type) or pa.types.is_integer(array.type)):
         raise _wrong_type(name, array.type, "a string or an integer", where)
     text = array.cast(pa.string())
-    faults.add(mask(pc.is_null(text)) | mask(pc.equal(text, "")), name, text, "the identifier is missing")
+    faults.add(mask(pc.is_null(text)) | mask(pc.equal(text, "")), name, None, "the identifier is missing")
     return text
 
 

@@ -27,20 +27,19 @@ class Faults:
         self.count = 0
         self._cells: list[tuple[int, str, str, str]] = []
 
-    def add(self, bad: np.ndarray, field: str, values: pa.Array, reason: str | Callable[[Any], str]) -> None:
-        """Records the rows where ``bad`` [U] is true."""
+    def add(self, bad: np.ndarray, field: str, values: pa.Array | None, reason: str | Callable[[Any], str]) -> None:
+        """Records the rows where ``bad`` [U] is true. ``values``: None where they must not be shown, as of identifiers."""
         rows = np.flatnonzero(bad)
         self.count += len(rows)
         for row in rows[:SHOWN].tolist():
-            value = values[row].as_py()
-            self._cells.append(
-                (self.first + row, field, repr(value), reason if isinstance(reason, str) else reason(value))
-            )
+            value = None if values is None else values[row].as_py()
+            shown = "" if values is None else f", value {value!r}"
+            self._cells.append((self.first + row, field, shown, reason if isinstance(reason, str) else reason(value)))
 
     def check(self) -> None:
         if self.count:
             first = sorted(self._cells)[:SHOWN]
-            lines = [f"row {row}, field '{field}', value {value}: {reason}" for row, field, value, reason in first]
+            lines = [f"row {row}, field '{field}'{shown}: {reason}" for row, field, shown, reason in first]
             more = f"; and {self.count - len(first)} more" if self.count > len(first) else ""
             error = BadCells(
                 f"{self.count} value{'s' if self.count > 1 else ''} of a table {'are' if self.count > 1 else 'is'} not allowed (rows count from 0)",

@@ -17,6 +17,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def as_float(value: Any) -> Any:
+    """A whole number as YAML and JSON write it becomes a float; anything else is left for the check of its type."""
+    if type(value) is not int:
+        return value
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("the number is too large") from error
+
+
 class DaysLabel(Strict):
     """Number of active days in the ``horizon`` days after the snapshot, 0..horizon."""
 
@@ -86,10 +96,7 @@ class LowActivity(Strict):
     field: str
     at_most: float
 
-    @field_validator("at_most", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    _number = field_validator("at_most", mode="before")(as_float)
 
 
 class Group(Strict):
@@ -152,16 +159,13 @@ class Field(Strict):
     max_chars: int = 80
     render: bool | None = None
 
-    @field_validator("scale", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    _number = field_validator("scale", mode="before")(as_float)
 
     @field_validator("values", "levels", "range", "coarse", mode="before")
     @classmethod
     def _tuples(cls, value: Any) -> Any:
         if isinstance(value, list):  # YAML and JSON know lists only
-            return tuple(float(item) if type(item) is int else item for item in value)
+            return tuple(map(as_float, value))
         return value
 
     @model_validator(mode="after")

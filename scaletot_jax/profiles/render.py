@@ -24,6 +24,7 @@ LEVELS = ("far below typical", "below typical", "typical", "above typical", "far
 QUANTILES = (0.2, 0.4, 0.6, 0.8)
 NOTHING = "Nothing is known.\n"
 _MAX_WORD = 40
+_OPENER = re.compile(r"[<](?=[^\s\d=])|\[(?=[A-Z@/])")
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,16 @@ def rounded(value: float) -> str:
     return f"{value:.{digits}f}".rstrip("0").rstrip(".")
 
 
+def without_control(text: str) -> str:
+    """Text in which nothing is the name of a control token, whatever the model: ``</s>`` becomes ``< /s>``, ``[INST]``
+    ``[ INST]``. The local tokenizers are told the same, but a server reads such names wherever they stand."""
+    return _OPENER.sub(lambda found: found[0] + " ", text)
+
+
 def quote(text: str, max_chars: int) -> str:
-    """Text as data: one line, no quotation marks or special-token openers of its own, capped, in quotation marks."""
+    """Text as data: one line, no quotation marks or names of control tokens of its own, capped, in quotation marks."""
     plain = " ".join(re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", text).split())
-    plain = plain.replace('"', "'").replace("<|", "< |").replace("\\", "/")
+    plain = without_control(plain.replace('"', "'").replace("\\", "/"))
     if len(plain) > max_chars:
         plain = plain[: max(0, max_chars - 1)].rstrip() + "…"
     return f'"{plain}"'
@@ -151,4 +158,5 @@ def _word(field: Field, value: str) -> str:
         return field.words[value]
     if value in field.values:
         return value
-    return " ".join(re.sub(r"[^\w\s.,&'/%+<=>()-]+|<\|", " ", value).split())[:_MAX_WORD].strip() or "other"
+    plain = without_control(re.sub(r"[^\w\s.,&'/%+<=>()-]+|<\|", " ", value))
+    return " ".join(plain.split())[:_MAX_WORD].strip() or "other"

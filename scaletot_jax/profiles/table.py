@@ -27,8 +27,13 @@ def read_parquet(path: str | Path) -> pa.Table:
     if not path.is_file():
         raise DataError("a table is missing", where=str(path), do="check data.path")
     try:
-        return pq.ParquetFile(path).read()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        table = pq.ParquetFile(path).read()
+        table.validate(full=True)  # else words that are no UTF-8 end the run at some later place
+        _ = table.column_names
+        return table
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             "a table cannot be read as Parquet",
             where=str(path),
@@ -114,7 +119,7 @@ def _group(table: pa.Table, schema: Schema, user_id: pa.Array, faults: Faults, w
     faults.add(
         columns.mask(pc.is_valid(text)) & columns.mask(pc.is_null(part)),
         name,
-        text,
+        None,
         f"the group pattern {schema.group.pattern} does not match",
     )
     return pc.struct_field(part, "group")
@@ -131,7 +136,7 @@ def _check_unique(checked: dict[str, pa.Array], schema: Schema, faults: Faults) 
         codes, reason = codes * (1 << 33) + days, "the user id occurs twice in one snapshot"
     repeated = np.ones(len(codes), bool)
     repeated[np.unique(codes, return_index=True)[1]] = False
-    faults.add(repeated & columns.mask(pc.is_valid(checked["user_id"])), schema.id, checked["user_id"], reason)
+    faults.add(repeated & columns.mask(pc.is_valid(checked["user_id"])), schema.id, None, reason)
 
 
 def _labels(table: pa.Table, schema: Schema, faults: Faults, where: str) -> dict[str, pa.Array]:

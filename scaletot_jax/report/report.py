@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scaletot_jax.errors import ConfigError, StaleRunError
-from scaletot_jax.files import write_bytes, write_json
+from scaletot_jax.files import sha256_file, write_bytes, write_json
 from scaletot_jax.report import (
     calibration_section,
     closing,
@@ -69,7 +69,8 @@ def report(run: Run) -> Stage:
         stage = run.stage("report", sections=config_sections, needs=needs, extra=extra)
     material = None
     beside = {name: run.workdir / name for name in ("config.json", "env.json", "metrics.json")}
-    if not stage.done or not all(path.exists() for path in beside.values()):
+    stated = stage.summary().get("beside", {}) if stage.done else {}
+    if {name: sha256_file(path) for name, path in beside.items() if path.exists()} != stated or not stated:
         material = collect(run)
         write_json(beside["config.json"], run.config)
         write_json(beside["env.json"], material.environment)
@@ -82,7 +83,8 @@ def report(run: Run) -> Stage:
         if found is not None:
             write_bytes(stage.path(EXPLORER), found.encode("utf-8"))
             pages.append(EXPLORER)
-        stage.finish(pages, summary={"sections": list(SECTIONS), "missing": missing})
+        written = {name: sha256_file(path) for name, path in beside.items()}
+        stage.finish(pages, summary={"sections": list(SECTIONS), "missing": missing, "beside": written})
     return stage
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaletot_jax.files import read_json, write_json
+from scaletot_jax.files import read_json, seal, sealed, write_json
 from scaletot_jax.parallel import distributed
 from scaletot_jax.profiles.prepare import Population
 from scaletot_jax.profiles.split import TRAIN
@@ -24,7 +24,7 @@ def held_out_scores(run: Run, stage: Stage, name: str, student: Student, populat
     Sampled on the active mesh, on which the student must lie, by all processes together.
     """
     path = stage.path("scores.json")
-    scores = read_json(path) if path.exists() else {}
+    scores = read_json(path) if sealed(path) else {}
     if not distributed.agree(name in scores):
         settings = run.config["osipo"]
         rows = labelled_rows(
@@ -52,4 +52,5 @@ def held_out_scores(run: Run, stage: Stage, name: str, student: Student, populat
         rate = base_rate(train_buckets, student.spec.num_buckets)
         scores[name] = score_answers(answers, rows.buckets, rate, student.spec.bucket_value) | {"valid_rate": valid}
         write_json(path, scores)
+        seal(path)
     return scores[name]

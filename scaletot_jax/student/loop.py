@@ -9,6 +9,8 @@ from scaletot_jax.errors import PreemptedError
 from scaletot_jax.parallel import checkpoint, distributed
 from scaletot_jax.parallel.preemption import Notice
 from scaletot_jax.run import Stage
+from scaletot_jax.sinks import Sinks
+from scaletot_jax.step_log import StepLog
 
 
 class Keeper:
@@ -23,6 +25,9 @@ class Keeper:
         self._stage = stage
         self._units = checkpoint.Checkpoints(stage.path("checkpoints"), **settings)
         self._notice = Notice()
+        self._done = 0  # the step of the checkpoint that was restored
+        self._stated: str | None = None  # its log's digest
+        self._log: StepLog | None = None
 
     def resume(self, state: Any, iterators: dict[str, Any], extra: dict[str, Any] | None = None) -> tuple[Any, int]:
         """Restores state and data positions where a checkpoint lies; returns the state and the steps done.
@@ -35,8 +40,19 @@ class Keeper:
         for name, iterator in iterators.items():
             iterator.set_state(found.record["data"][name])
         if extra is not None:
-            extra.update({key: value for key, value in found.record.items() if key != "data"})
+            extra.update({key: value for key, value in found.record.items() if key not in ("data", "log")})
+        self._done, self._stated = found.step, found.record.get("log")
         return found.arrays, found.step
+
+    def log(self, sinks: Sinks | None = None) -> StepLog:
+        """Opens the loop's ``steps.jsonl`` where the restored checkpoint left it; later checkpoints speak for its lines.
+
+        Raises:
+          DataError: the lines are not those of that checkpoint.
+        """
+        path = self._stage.path("steps.jsonl")
+        self._log = StepLog(path, keep_through=self._done, stated=self._stated, sinks=sinks)
+        return self._log
 
     def best(self, state: Any) -> tuple[Any, int] | None:
         """The kept state with the lowest metric, like ``state``, and its step; None where no unit has a metric.
@@ -75,7 +91,8 @@ class Keeper:
         if not (due or preempted):
             return
         positions = {name: iterator.get_state() for name, iterator in iterators.items()}
-        self._units.save(step, state, {"data": positions, **(record or {})}, metric=metric)
+        kept = {"data": positions, **(record or {})} | ({"log": self._log.sync()} if self._log else {})
+        self._units.save(step, state, kept, metric=metric)
         if preempted:
             self._units.wait()
             raise PreemptedError(

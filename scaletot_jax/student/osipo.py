@@ -32,7 +32,7 @@ from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 from scaletot_jax.sinks import open_sinks
-from scaletot_jax.step_log import StepLog, read_steps
+from scaletot_jax.step_log import read_steps
 from scaletot_jax.student.adapter import Adapter, save_adapter
 from scaletot_jax.student.clock import Clock
 from scaletot_jax.student.data import batches
@@ -132,7 +132,7 @@ def train(
     convention = "2ND + 4ND + 4ND on rollouts and 4ND on the replay, rollouts apart"
     with (
         open_sinks(run.workdir, "osipo", run.config) as sinks,
-        closing(StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)) as log,
+        closing(keeper.log(sinks)) as log,
         closing(Clock(stage, mesh, done=done, convention=convention, sinks=sinks)) as clock,
         Progress("osipo", total, "updates", done=done) as progress,
         keeper,

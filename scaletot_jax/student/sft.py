@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaletot_jax.files import read_arrays, read_table, write_arrays
+from scaletot_jax.files import read_arrays, read_table, seal, sealed, write_arrays
 from scaletot_jax.lm.load import LoadedLM
 from scaletot_jax.parallel.compile import ShardedStep, shard_step
 from scaletot_jax.parallel.distributed import agree, barrier, gather, place
@@ -26,7 +26,6 @@ from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 from scaletot_jax.sinks import open_sinks
-from scaletot_jax.step_log import StepLog
 from scaletot_jax.student.adapter import TrainState, adamw, cast, save_adapter, start
 from scaletot_jax.student.calibrate import exit_map
 from scaletot_jax.student.clock import Clock
@@ -96,12 +95,13 @@ def base_student(run: Run, stage: Stage, population: Population, loaded: LoadedL
         return split(build_student(run, loaded.params, loaded.config, loaded.tokenizer))
     check_layers(loaded.config, num_layers)
     path = stage.path("exit.safetensors")
-    if not agree(path.exists()):
+    if not agree(sealed(path)):
         whole = build_student(run, loaded.params, loaded.config, loaded.tokenizer)
         arrays = load_examples(run, population, whole).arrays
         count = run.config["student"]["exit_texts"]
         tokens, valid = _joined(arrays, count)
         write_arrays(path, exit_map(loaded.params, loaded.config, num_layers, tokens, valid))
+        seal(path)
     barrier("exit map")
     return split(build_student(run, *shorten(loaded, num_layers, read_arrays(path)), loaded.tokenizer))
 
@@ -143,7 +143,7 @@ def train(
     state, done = keeper.resume(state, {"data": data})
     with (
         open_sinks(run.workdir, "sft", run.config) as sinks,
-        closing(StepLog(stage.path("steps.jsonl"), keep_through=done, sinks=sinks)) as log,
+        closing(keeper.log(sinks)) as log,
         closing(Clock(stage, mesh, done=done, convention="6ND" if full else "4ND", sinks=sinks)) as clock,
         Progress("sft", total, "steps", done=done) as progress,
         keeper,

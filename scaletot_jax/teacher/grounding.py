@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scaletot_jax.profiles import columns
 from scaletot_jax.profiles.fields import REDACTED, Field
 
 NUMBER, VALUE = "number", "value"  # what an objection is about
@@ -33,6 +34,7 @@ _DIGITS = re.compile(r"\d+(?:[.,]\d+)*")
 _WORDS = re.compile(
     rf"(?<!\w)({'|'.join(_NAMED)})s?(?:[ -](one|two|three|four|five|six|seven|eight|nine)(?!\w))?(?!\w)"
 )
+LEAST_HOLDERS = 5  # groups that hold a value of an open list
 _COMMON = frozenset({"yes", "no", "true", "false", "none", "unknown", "other"})  # of every profile and of every text
 
 
@@ -79,8 +81,10 @@ def facts_of(record: Any, text: str, fields: Collection[str]) -> str:
 def vocabulary(fields: Sequence[Field], table: pa.Table) -> tuple[str, ...]:
     """The values that enum, ordered and multi-value fields can have, in plain form, ascending.
 
-    Those that the schema lists, what the prompt calls them, and those in ``table`` for fields whose list is open. Left out
-    is what says nothing by itself: values of fewer than two letters (numbers are checked as numbers) and words such as "yes".
+    Those that the schema lists, what the prompt calls them, and for fields whose list is open those that at least
+    :data:`LEAST_HOLDERS` groups of ``table`` hold: a word that one person enters must not decide about the texts of others.
+    Left out is what says nothing by itself: values of fewer than two letters (numbers are checked as numbers) and words such
+    as "yes".
     """
     values: set[str] = set()
     for field in fields:
@@ -88,12 +92,20 @@ def vocabulary(fields: Sequence[Field], table: pa.Table) -> tuple[str, ...]:
             continue
         values.update(field.values, field.words.values())
         if not field.values and field.name in table.column_names:
-            column = table[field.name]
-            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-                column = pc.list_flatten(column)
-            values.update(value for value in pc.unique(column).to_pylist() if isinstance(value, str))
+            values.update(_held_by_many(columns.array(table, field.name), columns.array(table, "group")))
     plain = {_plain(value) for value in values - {REDACTED}}
     return tuple(sorted(value for value in plain if sum(map(str.isalpha, value)) > 1 and value not in _COMMON))
+
+
+def _held_by_many(value: pa.Array, group: pa.Array) -> list[str]:
+    """The strings in a column, or in its lists, that at least :data:`LEAST_HOLDERS` groups hold."""
+    if pa.types.is_list(value.type) or pa.types.is_large_list(value.type):
+        value, group = pc.list_flatten(value), group.take(pc.list_parent_indices(value))
+    if not pa.types.is_string(value.type):
+        return []
+    pairs = pa.table({"value": value, "group": group}).group_by("value").aggregate([("group", "count_distinct")])
+    many = pairs.filter(pc.greater_equal(pairs["group_count_distinct"], LEAST_HOLDERS))
+    return [found for found in many["value"].to_pylist() if found is not None]
 
 
 def _plain(text: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from scaletot_jax.chains.automaton import CompiledChain
+from scaletot_jax.profiles.render import without_control
 from scaletot_jax.teacher import prompt
 from scaletot_jax.teacher.budget import Bounds, Ledger
 from scaletot_jax.teacher.dialogue import Draft, TextRequest
@@ -122,11 +123,13 @@ def fitted(chain: CompiledChain, number: int, text: str) -> str | None:
 
     It ends at the first mark of the chain, has single spaces and no broken characters. Its ids are those of the text, not
     those that were drawn, so it can be a token too long: then words are left out at the end. A text that encodes to a
-    reserved token (it spells the name of a control token) has no form.
+    reserved token (it spells the name of a control token, of this model or of another) has no form.
     """
     plain = " ".join(re.split(r"[;\r\n]", text.lstrip())[0].replace("\ufffd", "").split())
     if not plain:
         return None if text.strip() else ""
+    if without_control(plain) != plain:
+        return None
     limit = chain.spec.slots[number].max_tokens
     reserved = set(chain.grammar.stop.tolist())
     while plain:

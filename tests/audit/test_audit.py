@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from scaletot_jax.audit.audit import CHECKS, CLEAN, LEAK, NOT_REACHED, audit, refuse_leaks, show
+from scaletot_jax.audit.anonymity import anonymity
+from scaletot_jax.audit.audit import CHECKS, CLEAN, LEAK, NOT_REACHED, TOLD, audit, refuse_leaks, show
 from scaletot_jax.cli import main
 from scaletot_jax.config import default_config
 from scaletot_jax.datasets.synthetic import build_table
@@ -108,7 +109,12 @@ def found(workdir, config):
 
 def test_a_clean_run_raises_none(clean):
     findings = audit(*clean)
-    assert [finding.status for finding in findings] == [CLEAN] * len(CHECKS)
+    assert [finding.status for finding in findings] == [CLEAN] * (len(CHECKS) - 1) + [TOLD]
+    taught = set(pq.read_table(clean[0] / "teach" / "chains.parquet")["exact_key"].to_pylist())
+    rows = pq.read_table(clean[0] / "prepare" / "population.parquet").select(["exact_key", "group"]).to_pylist()
+    users = len({row["group"] for row in rows if row["exact_key"] in taught})
+    assert f"{len(taught)} reasoned profiles of {users} users: the rarest has 1" in findings[-1].detail
+    assert f"1 chains of {users} users: the rarest has {users};" in findings[-1].detail
     refuse_leaks(findings, clean[0])
     assert len(show(findings).splitlines()) == len(CHECKS)
 
@@ -117,7 +123,7 @@ def test_a_run_that_is_only_prepared(tmp_path):
     workdir, config = prepared(tmp_path, source())
     status = found(workdir, config)
     assert [name for name, s in status.items() if s == NOT_REACHED] == [
-        "identifiers in chains", "states of users trained on", "thresholds from labels",
+        "identifiers in chains", "states of users trained on", "thresholds from labels", "users behind a record",
     ]  # fmt: skip
     assert LEAK not in status.values()
 
@@ -268,7 +274,7 @@ def test_the_command_ends_with_the_exit_code_of_a_leak(clean, tmp_path, capsys):
     PLANTED["users in two splits"](workdir)
     assert main(command) == 7
     told = capsys.readouterr()
-    assert "leak        users in two splits" in told.out and "1 of 9 checks found a leak" in told.err
+    assert "leak        users in two splits" in told.out and "1 of 10 checks found a leak" in told.err
     assert json.loads((workdir / "audit.json").read_text())["findings"][5]["status"] == LEAK
 
 
@@ -303,3 +309,11 @@ def test_reasoning_about_a_user_of_another_split(clean, tmp_path):
     shutil.copytree(clean[0], workdir)
     reasoned_about_the_test(workdir)
     assert found(workdir, clean[1])["thresholds from labels"] == LEAK
+
+
+def test_k_anonymity_counts_users_not_rows():
+    pairs = [("a", "ann"), ("a", "ann"), ("a", "bob"), ("b", "bob"), *(("c", f"user {i}") for i in range(6))]
+    found = anonymity(pairs)
+    assert (found.records, found.users, found.least) == (3, 8, 1)
+    assert found.below == {2: 1 / 8, 5: 2 / 8, 10: 1.0}  # bob's own record is rare, ann shares hers with him alone
+    assert anonymity([]) == (0, 0, 0, {2: 0.0, 5: 0.0, 10: 0.0})

@@ -81,9 +81,10 @@ def test_a_field_that_is_not_in_use_is_not_looked_at():
     assert evaluate(GRID, {"x": 1, "y": None}, fields=["x"]) == "unknown"
 
 
-def test_text_where_a_number_is_needed_names_the_field():
+@pytest.mark.parametrize("value", ["many", 10**400, (1, 2)])
+def test_another_value_where_a_number_is_needed_names_the_field(value):
     with pytest.raises(DataError, match="'x'"):
-        evaluate(THRESHOLDS, {"x": "many"})
+        evaluate(THRESHOLDS, {"x": value})
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import struct
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from fuzz import formats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,6 +82,29 @@ def test_truncated_tensor_is_named(params, write_gguf, tmp_path):
     with pytest.raises(DataError, match="truncated") as caught:
         load_gguf(cut)
     assert last[0] in str(caught.value) and str(cut) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors", "why"),
+    [
+        ({"general.alignment": 0}, {}, "general.alignment is 0"),
+        ({"general.alignment": 0.5}, {}, "general.alignment is 0.5"),
+        ({}, {"a": ((0, 2**62, 2**62), 0, b"")}, "tensor 'a' has no values"),
+    ],
+)
+def test_headers_that_say_the_impossible_are_refused(tmp_path, metadata, tensors, why):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(formats.gguf(metadata, tensors))
+    with pytest.raises(DataError, match=why):
+        GGUFFile(path)
+
+
+def test_arrays_in_arrays_without_end_are_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    whole = formats.gguf({"deep": "text"}, {})
+    path.write_bytes(whole[: whole.index(b"deep") + 4] + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 3000)
+    with pytest.raises(DataError, match="RecursionError"):
+        GGUFFile(path)
 
 
 def test_every_truncation_and_damage_is_a_data_error(params, write_gguf, tmp_path):

@@ -7,11 +7,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from fuzz import formats
 from safetensors.numpy import load_file, save_file
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.huggingface import load_directory
+from scaletot_jax.lm.safetensors_file import SafetensorsDirectory
 from scaletot_jax.lm.save import save_directory
 
 
@@ -63,6 +65,23 @@ def saved(tmp_path):
         return tmp_path
 
     return change
+
+
+GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {**GOOD, "data_offsets": [0, 8, 8]}}, {"a": {**GOOD, "data_offsets": 8}}, {"a": {**GOOD, "dtype": ["F32"]}},
+        {"a": {**GOOD, "shape": [True, 2]}}, {"a": {**GOOD, "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}},
+        {"a": {**GOOD, "shape": [[2]]}}, {"a": [1]}, [1], b"[" * 3000, b'{"a": 1e999}',
+    ],
+)  # fmt: skip
+def test_headers_of_any_other_form_are_refused(tmp_path, header):
+    (tmp_path / "model.safetensors").write_bytes(formats.safetensors(header, bytes(8)))
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        SafetensorsDirectory(tmp_path)
 
 
 def test_bfloat16_tensors_are_widened(saved, tmp_path):

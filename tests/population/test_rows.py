@@ -133,6 +133,18 @@ def test_blocks_of_any_ranges_are_the_rows(users, pieces):
     assert source.place(431).endswith("b.parquet, row 1")
 
 
+@pytest.mark.parametrize("column", ["user_id", "city"])
+def test_words_that_are_no_utf8_are_refused(column):
+    table = build_table(30)
+    encoder = RowEncoder(FeatureSpace.fit(validate(table, SCHEMA), SCHEMA, SCHEMA.profile_fields()), LAYOUT)
+    offsets = np.arange(table.num_rows + 1, dtype=np.int32)
+    words = pa.Array.from_buffers(
+        pa.string(), table.num_rows, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff" * table.num_rows)]
+    )
+    with pytest.raises(DataError, match="UTF"):
+        encoder(table.set_column(table.column_names.index(column), column, words), first=0, where="users")
+
+
 def test_tables_that_cannot_be_read_are_named(users, tmp_path):
     with pytest.raises(DataError, match="missing: nose"):
         Source(users, ["nose"])

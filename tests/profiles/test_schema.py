@@ -125,6 +125,13 @@ def test_files(tmp_path):
     assert load_schema(path) == schema()
 
 
+@pytest.mark.parametrize("change", [{"scale": 10**400}, {"range": [0, 10**400]}, {"coarse": [1, 10**400]}])
+def test_numbers_beyond_float64_are_refused(change):
+    with pytest.raises(DataError, match="too large"):
+        field_changed("visits", **change)
+    refused({**SCHEMA, "low_activity": {"field": "visits", "at_most": 10**400}}, "low_activity.at_most", "too large")
+
+
 def test_unknown_field_and_unknown_choice():
     with pytest.raises(ConfigError, match="no field 'colour'"):
         schema().field("colour")

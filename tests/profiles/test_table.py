@@ -51,12 +51,15 @@ def refused(raw, *words, spec=None):
 def test_a_bad_cell_is_named(field, value, reason):
     raw = changed(field, 4, value)  # row 4 has the snapshot of row 1
     shown = float(value) if value == 2**60 else value  # beyond 2^53 a number is a float
-    refused(raw, "row 4", f"field '{field}'", f"value {shown!r}", reason)
+    if field in ("uid", "house"):  # an identifier is not for a log
+        refused(raw, "row 4", f"field '{field}': {reason}")
+    else:
+        refused(raw, "row 4", f"field '{field}'", f"value {shown!r}", reason)
 
 
 def test_without_a_snapshot_an_id_may_occur_once():
     spec = schema(snapshot=None)
-    refused(changed("uid", 3, "u1"), "row 3", "field 'uid'", "value 'u1'", "the user id occurs twice", spec=spec)
+    refused(changed("uid", 3, "u1"), "row 3", "field 'uid': the user id occurs twice", spec=spec)
 
 
 def test_a_closed_multi_field_refuses_unknown_values():
@@ -129,6 +132,12 @@ def test_files_that_are_not_parquet(tmp_path):
     with pytest.raises(DataError, match=r"cut.parquet"):
         read_parquet(tmp_path / "cut.parquet")
     assert read_parquet(tmp_path / "whole.parquet").equals(table())
+    words = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0])), pa.py_buffer(b"\xff")]
+    )
+    pq.write_table(pa.table({"city": words}), tmp_path / "words.parquet")
+    with pytest.raises(DataError, match=r"words.parquet[\s\S]*UTF"):
+        read_parquet(tmp_path / "words.parquet")
 
 
 def test_canonical_form():
@@ -172,7 +181,7 @@ def test_group_by_a_part_of_the_id():
     raw = table(uid=["a_1", "b_1", "a_2", "a_3", "a_4", "a_5"])
     assert validate(raw, spec)["group"].to_pylist() == ["1", "1", "2", "3", "4", "5"]
     raw = table(uid=["a_1", "b_1", "a_2", "a_3", "a_x", "a_5"])
-    refused(raw, "row 4", "field 'uid'", "'a_x'", "does not match", spec=spec)
+    refused(raw, "row 4", "field 'uid'", "does not match", spec=spec)
 
 
 @given(

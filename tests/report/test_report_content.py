@@ -11,6 +11,7 @@ from report.report_run import make_run
 
 from scaletot_jax.report.material import collect, segment_uncertainty
 from scaletot_jax.report.report import excerpt, render
+from scaletot_jax.run import read_record, write_record
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,9 @@ def test_transfer_of_groups_the_student_knew_is_named_for_what_it_is(run):
 def test_a_run_from_before_the_slices_and_the_two_kinds_of_held_out_groups_is_still_shown(tmp_path):
     with make_run(tmp_path / "run") as run:
         path = run.workdir / "distill" / "stage.json"
-        record = json.loads(path.read_text())
+        record = read_record(path)
         record["summary"]["transfer"] = record["summary"]["transfer"]["unseen_groups"]
-        path.write_text(json.dumps(record))
+        write_record(path, record)
         material = collect(run)
     evaluation = json.loads(json.dumps(material.evaluation))
     for target in evaluation["targets"].values():
@@ -123,9 +124,9 @@ def test_merged_metrics(run):
 def test_a_student_without_signal_is_named(tmp_path):
     with make_run(tmp_path / "run") as run:
         path = run.workdir / "osipo" / "stage.json"
-        record = json.loads(path.read_text())
+        record = read_record(path)
         record["summary"].update(osipo_signal=False, outcome_variance=2e-6, process_stopped={"kl": 7})
-        path.write_text(json.dumps(record))
+        write_record(path, record)
         content = excerpt(run.workdir, run.config, "learning")
     assert "OSIPO had no signal" in content
     assert "switched off from update 7" in content

@@ -8,7 +8,7 @@ from report.report_run import add_coverage, make_run
 
 from scaletot_jax.errors import ConfigError, StaleRunError
 from scaletot_jax.report.report import excerpt, report
-from scaletot_jax.run import STAGES, Run
+from scaletot_jax.run import STAGES, Run, read_record, write_record
 
 
 @pytest.mark.parametrize("count", range(len(STAGES)))
@@ -30,9 +30,9 @@ def test_any_prefix_of_the_line_gives_a_report_that_names_what_is_missing(tmp_pa
 def test_a_stage_built_on_an_older_one_is_not_reported(tmp_path):
     with make_run(tmp_path / "run") as run:
         path = run.workdir / "osipo" / "stage.json"
-        record = json.loads(path.read_text())
+        record = read_record(path)
         record["identity"]["extra"] = "another state"
-        path.write_text(json.dumps(record))
+        write_record(path, record)
     with Run(tmp_path / "run", run.config) as run:
         report(run)
     missing = json.loads((run.workdir / "metrics.json").read_text())["missing"]
@@ -78,10 +78,13 @@ def test_a_second_report_redoes_nothing_and_a_new_stage_renews_it(tmp_path):
         report(run)
         path = run.workdir / "report" / "report.html"
         before = path.stat().st_mtime_ns
-        (run.workdir / "metrics.json").unlink()
-        report(run)
-        assert path.stat().st_mtime_ns == before
-        assert (run.workdir / "metrics.json").exists()
+        metrics = run.workdir / "metrics.json"
+        whole = metrics.read_text()
+        for damaged in (None, "", whole.replace("1", "2", 1)):
+            metrics.unlink() if damaged is None else metrics.write_text(damaged)
+            report(run)
+            assert path.stat().st_mtime_ns == before
+            assert metrics.read_text() == whole
     with make_run(tmp_path / "run") as run:
         report(run)
     assert json.loads((run.workdir / "metrics.json").read_text())["missing"] == {}

@@ -77,10 +77,14 @@ def test_the_vocabulary_is_what_schema_and_data_know():
     ]
     table = pa.table(
         {
-            "interests": [["music", REDACTED], None, ["Field  hockey"]],
-            "rest": ["secret words", None, None],
-            "age": [1.0, 2.0, None],
-            "unused": ["elsewhere"] * 3,
+            "group": ["a", "b", "c", "d", "e", "e", "f", "f", "f", "f", "f"],
+            "interests": [["music", REDACTED], *[["Field  hockey", "music"]] * 4, None, *[["ruin this text"]] * 5],
+            "rest": ["secret words"] * 11,
+            "age": [1.0] * 11,
+            "gone": ["Elsewhere"] * 4 + [None] * 7,
+            "unused": ["elsewhere"] * 11,
         }
     )
-    assert vocabulary(fields, table) == ("basic", "field hockey", "free", "music", "unpaid")
+    assert vocabulary(fields, table) == ("basic", "free", "music", "unpaid")
+    table = table.set_column(0, "group", pa.array(list("abcdefghijk")))
+    assert vocabulary(fields, table) == ("basic", "free", "music", "ruin this text", "unpaid")

@@ -14,8 +14,9 @@ from scaletot_jax.chains.parser import parse
 from scaletot_jax.chains.spec import spec_of_run
 from scaletot_jax.config import load_config
 from scaletot_jax.errors import ConfigError
-from scaletot_jax.files import read_json, sha256_file, write_json
+from scaletot_jax.files import read_json, sha256_file
 from scaletot_jax.lm.load import load_model
+from scaletot_jax.run import read_record, write_record
 from scaletot_jax.teacher import teach as stage_module
 
 ARTIFACTS = ("pilot.json", "chains.parquet", "nodes.parquet")
@@ -149,9 +150,9 @@ def test_identifiers_and_labels_do_not_reach_the_teacher(prepared, recipe, tmp_p
             ids = pa.array([f"person-{i}-secret" for i in range(table.num_rows)])
             table = table.set_column(table.column_names.index("user_id"), "user_id", ids)
             pq.write_table(table, path)
-            record = read_json(workdir / "prepare" / "stage.json")
+            record = read_record(workdir / "prepare" / "stage.json")
             record["artifacts"]["population.parquet"]["sha256"] = sha256_file(path)
-            write_json(workdir / "prepare" / "stage.json", record)
+            write_record(workdir / "prepare" / "stage.json", record)
         teach_in(workdir, recipe, teacher__base_rate="false")
         found.append(digests(workdir, ARTIFACTS))
     assert found[0] == found[1]

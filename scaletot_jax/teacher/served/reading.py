@@ -8,6 +8,7 @@ API (``logprobs.tokens`` and ``top_logprobs``).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -75,7 +76,7 @@ def read_answer(body: Any, *, top_k: int) -> Answer:
     told = [count if isinstance(count, int) and count >= 0 else -1 for count in counts]
     try:
         tokens = _tokens(choice.get("logprobs"), top_k)
-    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"the response's log-probabilities have another form: {error!r}") from error
     if isinstance(message, dict):
         tokens = _around_value(tokens)
@@ -182,10 +183,10 @@ def parse_value(text: str, values: Sequence[str]) -> int | str:
     """
     said: Any = None
     decoder = json.JSONDecoder()
-    for brace in (i for i, letter in enumerate(text) if letter == "{"):
+    for brace in itertools.islice((i for i, letter in enumerate(text) if letter == "{"), 100):
         try:
             candidate, _ = decoder.raw_decode(text, brace)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(candidate, dict) and "value" in candidate:
             said = candidate["value"]

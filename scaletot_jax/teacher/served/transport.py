@@ -110,13 +110,13 @@ class Endpoint:
         if 200 <= response.status < 300:
             try:
                 return json.loads(data)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Failure("garbled", "the answer is not JSON, or ends early", status=response.status) from error
         raise self._failure(response.status, response.getheader("Retry-After"), data)
 
     def _failure(self, status: int, wait: str | None, data: bytes) -> Failure:
         said = self._said(data[:2000].decode("utf-8", "replace"))
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
             error = json.loads(data).get("error")
             said = self._said(str(error.get("message", error)) if isinstance(error, dict) else str(error))
         kind: Kind = "busy" if status in (429, 503, 529) else "error" if status in _PASSING else "refused"

@@ -7,13 +7,13 @@ same pieces as messages, and, because it cannot simply go on writing a line, the
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from scaletot_jax.profiles.render import without_control
+
 TEMPLATE = 1  # raise it when a text changes; it enters the store's keys
 COMPLETIONS, CHAT = "/completions", "/chat/completions"
-_MARK = re.compile(r"<(?=[|/A-Za-z])")
 
 
 class Request(NamedTuple):
@@ -42,7 +42,7 @@ def plain_data(text: str) -> str:
 
     A server reads control tokens by their name wherever they stand in a prompt.
     """
-    return _MARK.sub("< ", text)
+    return without_control(text)
 
 
 def completion(model: str, prompt: str, *, top_k: int, seed: int) -> Request:

@@ -54,6 +54,7 @@ def test_both_forms_of_log_probabilities():
         {"choices": [{"text": "", "logprobs": [1]}]},
         {"choices": [{"text": "", "logprobs": {"tokens": ["a"], "top_logprobs": [["a", 1]]}}]},
         {"choices": [{"text": "", "logprobs": {"tokens": ["a"], "top_logprobs": [{"a": "x"}]}}]},
+        {"choices": [{"text": "", "logprobs": {"tokens": ["a"], "top_logprobs": [{"a": 10**400}]}}]},
     ],
 )  # fmt: skip
 def test_another_shape_is_refused(body):
@@ -83,6 +84,8 @@ def test_no_json_breaks_the_reader(body):
         ('{"value": "n', "is not one"),
         ("I would say no", "not the JSON object"),
         ("", "not the JSON object"),
+        ('{"value":' * 5000, "cannot be read"),
+        ('{"a":' * 50_000 + '{"value": "no"}', "cannot be read"),
     ],
 )
 def test_a_value_is_found_or_the_error_says_why(text, value):
