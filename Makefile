@@ -63,7 +63,7 @@ audit: $(VENV)/.made
 	@if ! $(BIN)/python -c 'import pip_audit' 2>/dev/null; then \
 	  echo 'audit: nothing was looked up, pip-audit is not installed: $(BIN)/python -m pip install pip-audit'; \
 	elif $(BIN)/python -m pip_audit --local --skip-editable --progress-spinner off --timeout 15; then \
-	  echo 'audit: no known vulnerability'; \
+	  echo 'audit: nothing known of the packages that could be looked up; any others are listed above as skipped'; \
 	else \
 	  echo 'audit: see above. A table names known vulnerabilities; a connection error says that nothing was looked up'; \
 	fi

@@ -1,15 +1,14 @@
 """The command line: ``scaletot VERB --config FILE --config.key=value --workdir DIR``.
 
 Exit codes: 0 done; 1 an unexpected failure; 2 usage or configuration; 3 bad input data; 4 a run directory of another
-configuration or in use; 5 a resource ran out; 6 the quality watch raised an alarm; 7 an audit found a leak;
-75 told to stop by SIGTERM, after saving; 130 interrupted (continue with the same command).
+configuration or in use; 5 a resource ran out; 6 the quality watch raised an alarm; 7 an audit found a leak; 8 a run was not
+reproduced; 75 told to stop by SIGTERM, after saving; 130 interrupted (continue with the same command).
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import glob
 import os
 import sys
 import traceback
@@ -18,11 +17,11 @@ from collections.abc import Sequence
 from scaletot_jax import __version__
 from scaletot_jax.errors import ConfigError, PreemptedError, ScaleToTError
 from scaletot_jax.parallel import distributed
+from scaletot_jax.report.environment import accelerators
 
 _LESS = "  what to do: lower teacher.batch_size, sft.batch_size, osipo.prompts or score.batch_size"
 _FREE = "  what to do: free some space and run the same command again; everything finished so far is kept"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG)
-_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
 VERBS = {
     "plan": "what a run would cost, before anything is spent: users, calls, tokens, minutes, memory, disk",
@@ -41,6 +40,7 @@ VERBS = {
     "coverage": "the coverage curve of a finished run: metric against the share of users that the model reasons about",
     "audit": "look for leaks in a run directory: labels, identifiers, users, time and thresholds where they must not be",
     "run": "all of the above from prepare to report; finished stages are not done again",
+    "reproduce": "run a finished run again from its own record, beside it, and compare: 'scaletot reproduce RUN'; no --config",
     "recipes": "list the recipes that --config takes by name; no --config",
 }
 
@@ -54,7 +54,8 @@ _EPILOG = """examples:
 Every key of the configuration can be set as --config.section.key=value; 'scaletot plan' prints them all.
 A killed command continues where it was when it is typed again. Exit codes: 0 done, 1 unexpected, 2 usage or
 configuration, 3 bad input, 4 run directory of another configuration or in use, 5 out of disk, memory or budget,
-6 alarm of the quality watch, 7 an audit found a leak, 75 told to stop by SIGTERM, 130 interrupted."""
+6 alarm of the quality watch, 7 an audit found a leak, 8 a run was not reproduced, 75 told to stop by SIGTERM,
+130 interrupted."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Takes ``--config.a.b=value`` (or ``--config.a.b value``) out of the arguments."""
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
@@ -128,11 +129,15 @@ def _execute(arguments: Sequence[str]) -> int:
         from scaletot_jax.report import view
 
         return view.main(arguments[1:])
+    if arguments and arguments[0] == "reproduce":
+        from scaletot_jax.reproduce import cli as reproduce
+
+        return reproduce.main(arguments[1:])
     if arguments and arguments[0] == "recipes":
         from scaletot_jax import recipes
 
         return recipes.main(arguments[1:])
-    rest, overrides = _split_overrides(arguments)
+    rest, overrides = split_overrides(arguments)
     from scaletot_jax.population import cli as population
 
     if population.handles(rest):
@@ -212,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(arguments: Sequence[str] | None) -> int:
     """Runs the command; an expected failure becomes its message and exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if not any(glob.glob(pattern) for pattern in _ACCELERATORS):
+    if not accelerators():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an installed libtpu would look for a TPU for seconds, noisily
     try:
         return _execute(sys.argv[1:] if arguments is None else arguments)

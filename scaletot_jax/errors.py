@@ -62,6 +62,12 @@ class LeakError(ScaleToTError):
     exit_code = 7
 
 
+class NotReproducedError(ScaleToTError):
+    """A run done again, or what it was made of, is not what its record says."""
+
+    exit_code = 8
+
+
 class PreemptedError(ScaleToTError):
     """The machine is to be taken away; the work is saved and the same command continues it."""
 

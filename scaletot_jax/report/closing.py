@@ -64,8 +64,8 @@ def configuration(material: Material) -> Markup:
     ]
     place = ", ".join(
         f"{key} {machine[key]}"
-        for key in ("python", "implementation", "system", "machine", "cpus")
-        if machine.get(key) is not None
+        for key in ("python", "implementation", "system", "machine", "processor", "cpus", "accelerators", "code")
+        if machine.get(key)
     )
     absent = [[name, why] for name, why in material.missing.items()]
     parts = [

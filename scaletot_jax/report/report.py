@@ -25,8 +25,9 @@ from scaletot_jax.report import (
     student_sections,
     verdict_section,
 )
+from scaletot_jax.report.environment import environment
 from scaletot_jax.report.explorer import explorer
-from scaletot_jax.report.material import Material, collect, coverage_of, environment, spec_of, usable_stages
+from scaletot_jax.report.material import Material, collect, coverage_of, spec_of, usable_stages
 from scaletot_jax.report.page import document
 from scaletot_jax.run import Run, Stage
 
