@@ -77,8 +77,12 @@ class Plan(NamedTuple):
     padded: tuple[int, int] = (0, 0)  # lengths of a prompt and of a chain in the student's steps
 
 
-def plan(config: ConfigDict, workdir: str | Path) -> Plan:
+def plan(config: ConfigDict, workdir: str | Path, *, seconds: float = 2.0) -> Plan:
     """Makes the plan. Runs stage ``prepare`` in ``workdir``; spends nothing else.
+
+    Args:
+      config, workdir: of the run.
+      seconds: for which each of four programs is timed, after compiling it.
 
     Raises:
       ScaleToTError: whatever would stop the run itself on its first stages.
@@ -91,7 +95,7 @@ def plan(config: ConfigDict, workdir: str | Path) -> Plan:
         population = open_population(run)
         lm = load_model(config.lm.weights)
         lengths = _lengths(run.config, population, lm.tokenizer)
-        rates = measure(lm, run.config, lengths)
+        rates = measure(lm, run.config, lengths, seconds=seconds)
         served = _served(run.config, population, lm, lengths)
         stages = _stages(run.config, population, lm, lengths, rates, served)
     table = population.table

@@ -14,7 +14,7 @@ each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path
 
 
 def test_there_are_notebooks_and_each_has_its_pair():
-    assert len(SOURCES) >= 2
+    assert len(SOURCES) >= 3
     assert {path.stem for path in SOURCES} == {path.stem for path in COLAB.glob("*.ipynb")}
 
 

@@ -7,38 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import quick_compile
+from colab.small import SIZES
 
 jupytext = pytest.importorskip("jupytext")
 
 COLAB = Path(__file__).resolve().parents[2] / "colab"
 SOURCE = COLAB / "scaletot_in_ten_minutes.py"
-SMALL = {
-    "data.limit": 300,
-    "lm.max_profile_tokens": 96,
-    "teacher.num_profiles": 12,
-    "teacher.pilot_profiles": 12,
-    "teacher.batch_size": 4,
-    "student.lora_rank": 4,
-    "sft.epochs": 1,
-    "osipo.updates": 2,
-    "osipo.prompts": 2,
-    "osipo.rollouts": 4,
-    "osipo.eval_profiles": 8,
-    "distill.num_profiles": 60,
-    "distill.placebos": [],
-    "distill.chains": 2,
-    "distill.dim": 8,
-    "distill.whiten_dim": 8,
-    "distill.width": 16,
-    "distill.steps": 50,
-    "distill.batch_size": 16,
-    "score.batch_size": 64,
-    "head.seeds": 1,
-    "head.steps": 50,
-    "head.width": 8,
-    "evaluate.bootstrap": 100,
-    "report.chains": 2,
-}
+pytestmark = pytest.mark.xdist_group("notebooks")
 
 
 def install_cell() -> str:
@@ -116,18 +92,19 @@ def test_a_changed_jax_is_noticed(monkeypatch):
 
 
 @pytest.mark.pipeline
-def test_it_runs_on_a_cpu_from_table_to_verdict(tmp_path, monkeypatch):
+def test_it_runs_on_a_cpu_from_table_to_verdict(tmp_path, monkeypatch, programs):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     import tiny
 
     notebook = jupytext.read(SOURCE)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    sizes = re.sub(r"SIZES = \{.*\}", f"SIZES = {SMALL!r}", parameters.source, flags=re.DOTALL)
+    sizes = re.sub(r"SIZES = \{.*\}", f"SIZES = {SIZES!r}", parameters.source, flags=re.DOTALL)
     assert sizes != parameters.source
     parameters.source = sizes
     monkeypatch.setenv("SCALETOT_LM", str(tiny.write_tiny_lm(tmp_path / "tiny_lm")))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for name, value in quick_compile.environment(programs).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(COLAB.parent), os.environ.get("PYTHONPATH", "")]))
     client = nbclient.NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
