@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from scaletot_jax.errors import ConfigError
+from scaletot_jax.parallel import distributed
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -26,12 +27,15 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequenc
       data: copies of the model; 0 means as many as the devices allow.
       fsdp: parts of each weight along the model dimension.
       tensor: parts of each weight along heads, MLP or vocabulary.
-      devices: the devices to choose from; by default all of the backend, those of other processes among them.
+      devices: the devices to choose from; by default all of the backend, those of other processes among them, or this
+        process's own where it works :func:`~scaletot_jax.parallel.distributed.alone`.
 
     Raises:
       ConfigError: an axis below 1, more devices than there are, or a mesh in which a process has no share.
     """
-    devices = list(jax.devices()) if devices is None else list(devices)
+    if devices is None:
+        devices = jax.devices() if distributed.count() > 1 else jax.local_devices()
+    devices = list(devices)
     if fsdp < 1 or tensor < 1 or data < 0:
         raise ConfigError(
             "a mesh axis must be at least 1", where="mesh", why=f"data={data}, fsdp={fsdp}, tensor={tensor}"

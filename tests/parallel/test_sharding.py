@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from student import toy
 
 from scaletot_jax.errors import ConfigError
+from scaletot_jax.parallel import distributed
 from scaletot_jax.parallel.mesh import choose_devices, make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings, constrain, parameter_shardings
 from scaletot_jax.student.adapter import adamw, start
@@ -65,6 +66,15 @@ def test_unevenly_owned_devices_may_all_be_used_but_not_in_part():
 def test_one_process_takes_its_first_devices():
     assert choose_devices(jax.devices(), 3) == jax.devices()[:3]
     assert make_mesh(data=2).devices.ravel().tolist() == jax.devices()[:2]
+
+
+def test_a_process_that_works_alone_takes_its_own_devices(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[4:6])
+    monkeypatch.setattr(distributed, "_joined", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    assert make_mesh(data=0).size == 8
+    with distributed.alone():
+        assert make_mesh(data=0).devices.ravel().tolist() == jax.devices()[4:6]
 
 
 def test_unknown_axis_and_missing_mesh_raise():
