@@ -9,36 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaletot_jax.errors import StaleRunError
-from scaletot_jax.files import disk_errors, write_bytes
+from scaletot_jax.files import write_bytes
 from scaletot_jax.population.forward import LEVELS
+from scaletot_jax.population.install import CARD, replaces
 from scaletot_jax.population.model import ServedModel, copy_parts, load_model
 from scaletot_jax.profiles.fields import Field
 
-CARD = "README.md"
-
 
 def save_pretrained(model: ServedModel, directory: str | Path) -> Path:
-    """Copies the model's files and writes its card; ``model.json`` last, so that a part of a model is none.
+    """Copies the model's files and writes its card; an earlier model in the directory is replaced, programs and chains with it.
 
     Args:
       model: as loaded; its own directory must still be there.
-      directory: a new one, or one of an earlier model, which is replaced.
+      directory: as in :func:`scaletot_jax.population.install.replaces`.
 
     Raises:
       StaleRunError: the directory holds other things.
+      ResourceError: the disk is full; an earlier model is still there.
     """
     directory = Path(directory)
     if directory.resolve() == model.directory.resolve():
         write_bytes(directory / CARD, card(model).encode())
         return directory
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / "model.json").exists():
-        raise StaleRunError("the directory holds other things", where=str(directory), do="choose another one")
-    names = list(model.record["files"])
-    with disk_errors(directory):
-        copy_parts({name: model.directory / name for name in names}, directory)
-        write_bytes(directory / CARD, card(model).encode())
-        write_bytes(directory / "model.json", (model.directory / "model.json").read_bytes())
+    with replaces(directory, "choose another one") as aside:
+        copy_parts({name: model.directory / name for name in (*model.record["files"], "model.json")}, aside)
+        write_bytes(aside / CARD, card(model).encode())
     return directory
 
 

@@ -20,7 +20,7 @@ from scaletot_jax.evaluation.feature_sets import feature_sets
 from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED
 from scaletot_jax.population import export as export_module
 from scaletot_jax.population.export import export_model
-from scaletot_jax.population.model import FILES, serve
+from scaletot_jax.population.model import FILES, load_model, serve
 from scaletot_jax.profiles.prepare import open_population
 
 # The others are fitted in test_baselines.py.
@@ -192,10 +192,13 @@ def test_an_export_has_a_reference_and_the_programs_asked_for(evaluated, exporte
     asked = []
     monkeypatch.setattr(export_module, "write_exports", lambda *arguments: asked.append(arguments))
     model = export_model(evaluated[0], tmp_path / "model", ("onnx",))
-    assert asked[0][0] is model and asked[0][1] == ("onnx",) and asked[0][2].equals(table)
+    assert asked[0][0].fingerprint == model.fingerprint and asked[0][1] == ("onnx",) and asked[0][2].equals(table)
+    assert model.directory == tmp_path / "model" and load_model(model.directory).fingerprint == model.fingerprint
 
 
-def test_an_export_is_the_same_when_made_again_and_takes_no_folder_of_others(evaluated, exported, tmp_path):
+def test_an_export_is_the_same_when_made_again_and_takes_no_folder_of_others(
+    evaluated, exported, tmp_path, monkeypatch
+):
     run, out = evaluated[0], exported.directory
     again = export_model(run, tmp_path / "again")
     assert {path.name for path in out.iterdir()} == {*FILES, "probe.safetensors", "model.json"}
@@ -204,6 +207,14 @@ def test_an_export_is_the_same_when_made_again_and_takes_no_folder_of_others(eva
         for name in (*FILES, "probe.safetensors", "model.json")
     )
     assert export_model(run, again.directory).fingerprint == exported.fingerprint
+
+    def nobody(*arguments):
+        raise DataError("no chain is shared")
+
+    monkeypatch.setattr(export_module, "collect", nobody)
+    with pytest.raises(DataError, match="no chain is shared"):
+        export_model(run, again.directory, min_users=2)
+    assert load_model(again.directory).fingerprint == exported.fingerprint  # the earlier one stays
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(StaleRunError, match="other things"):
         export_model(run, tmp_path)
