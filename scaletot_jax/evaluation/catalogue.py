@@ -38,6 +38,7 @@ CATALOGUE: Mapping[str, Metric] = {
     "normalised_gini": Metric("Normalised Gini", "Gini of the gain curve over that of the perfect order, trapezoid, ties averaged", "higher"),
     "capture_10": Metric("Top 10 % capture", "share of Σy held by the tenth of rows with the highest expected label, ties in proportion", "higher"),
     "rps": Metric("RPS", "mean ranked probability score of the distribution over 0..horizon; 0 is best", "lower"),
+    "rps_skill": Metric("RPS skill", "1 − RPS / RPS of the distribution of the training rows' labels; 1 is best, 0 no better than it", "higher"),
     "crps": Metric("CRPS", "mean continuous ranked probability score by 50 quantiles, in units of the label; 0 is best", "lower"),
     "rmse": Metric("RMSE", "root mean squared error of the expected label, in its units", "lower"),
     "nrmse": Metric("RMSE/mean", "RMSE over the mean label", "lower"),
@@ -53,14 +54,18 @@ CATALOGUE: Mapping[str, Metric] = {
 LOWER_IS_BETTER = frozenset(name for name, metric in CATALOGUE.items() if metric.better == "lower")
 _MONEY = ("rmse", "nrmse", "mae", "nmae", "r2", "mutual_gini", "decile_mape", "ambe", "bias_ratio", "ece")
 METRICS = {
-    "days": ("spearman", "spearman_positive", "auc", "auc_3", "auc_7", "auc_14", "normalised_gini", "capture_10", "rps", *_MONEY),
+    "days": ("spearman", "spearman_positive", "auc", "auc_3", "auc_7", "auc_14", "normalised_gini", "capture_10", "rps", "rps_skill", *_MONEY),
     "value": ("spearman", "spearman_positive", "auc", "auc_median", "auc_p90", "normalised_gini", "capture_10", "crps", *_MONEY),
-    "binary": ("auc", "normalised_gini", "capture_10", "rps", "r2", "ambe", "bias_ratio", "ece"),
+    "binary": ("auc", "normalised_gini", "capture_10", "rps", "rps_skill", "r2", "ambe", "bias_ratio", "ece"),
 }  # fmt: skip
 
 
 def metric_functions(
-    target: Target, y: np.ndarray, p: Predictions, thresholds: Mapping[str, float] | None = None
+    target: Target,
+    y: np.ndarray,
+    p: Predictions,
+    thresholds: Mapping[str, float] | None = None,
+    base: np.ndarray | None = None,
 ) -> dict[str, Statistic]:
     """Metric name → function of weights; only those that exist for these predictions.
 
@@ -69,6 +74,7 @@ def metric_functions(
       y: labels of the rows judged [T].
       p: what a system says of them.
       thresholds: of the AUCs at thresholds, see :func:`scaletot_jax.evaluation.predictions.thresholds`.
+      base: the base rate [horizon + 1] that the skill is measured against; without it there is none.
     """
     found: dict[str, Statistic] = {
         "spearman": lambda w: metrics.spearman(y, p.mean, w),
@@ -91,7 +97,10 @@ def metric_functions(
     if p.probability:
         found["ece"] = lambda w: calibration.ece(y, p.positive, w)
     if p.distribution is not None:
-        found["rps"] = _mean_of(metrics.rps_rows(y, p.distribution))
+        rps = metrics.rps_rows(y, p.distribution)
+        found["rps"] = _mean_of(rps)
+        if base is not None:
+            found["rps_skill"] = _skill(rps, metrics.rps_rows(y, np.broadcast_to(base, p.distribution.shape)))
     if p.quantiles is not None:
         found["crps"] = _mean_of(calibration.quantile_crps_rows(y, p.quantiles, LEVELS))
     return {name: found[name] for name in METRICS[target.kind] if name in found}
@@ -111,3 +120,8 @@ def _among(some: np.ndarray, function: Callable[[np.ndarray, np.ndarray | None],
 def _mean_of(values: np.ndarray) -> Statistic:
     """Weighted mean of row scores; NaN where a resample drew none of these rows."""
     return lambda w: values.mean() if w is None else divide(w @ values, w.sum(-1))
+
+
+def _skill(rps: np.ndarray, base: np.ndarray) -> Statistic:
+    """1 − Σ w RPS / Σ w RPS of the base rate; NaN where that is 0."""
+    return lambda w: 1 - divide(rps.sum() if w is None else w @ rps, base.sum() if w is None else w @ base)

@@ -152,7 +152,8 @@ def score_systems(
     """
     y = target.labels[rows.test]
     edges = thresholds(target, rows)
-    functions = {name: metric_functions(target, y, average(found), edges) for name, found in systems.items()}
+    base = None if target.kind == "value" else base_distribution(target, rows)
+    functions = {name: metric_functions(target, y, average(found), edges, base) for name, found in systems.items()}
     flat = {(name, metric): function for name, found in functions.items() for metric, function in found.items()}
     points = {key: float(function(None)) for key, function in flat.items()}
     samples = bootstrap(flat, groups[rows.test], resamples=resamples, seed=seed)
@@ -164,7 +165,7 @@ def score_systems(
             for metric in functions[name]
         }
         if len(found) > 1:
-            by_seed = [metric_functions(target, y, one, edges) for one in found]
+            by_seed = [metric_functions(target, y, one, edges, base) for one in found]
             table[name]["by_seed"] = {
                 metric: [_or_none(one[metric](None)) for one in by_seed] for metric in functions[name]
             }
@@ -219,9 +220,14 @@ def _constant(target: Target, rows: Rows) -> Predictions:
     if target.kind == "value":
         quantiles = np.tile(np.quantile(y, LEVELS), (size, 1))
     else:
-        share = np.bincount(y.astype(np.int64), minlength=target.horizon + 1) / len(y)
-        distribution = np.tile(share, (size, 1))
+        distribution = np.tile(base_distribution(target, rows), (size, 1))
     return Predictions(np.full(size, y.mean()), np.full(size, (y > 0).mean()), distribution, quantiles)
+
+
+def base_distribution(target: Target, rows: Rows) -> np.ndarray:
+    """Share of each label 0..horizon among the head rows, [horizon + 1]."""
+    y = target.labels[rows.head].astype(np.int64)
+    return np.bincount(y, minlength=target.horizon + 1) / len(y)
 
 
 def base_rate(target: Target, rows: Rows) -> np.ndarray:

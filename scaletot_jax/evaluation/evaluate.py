@@ -32,7 +32,8 @@ from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
 
-PRIMARY = "spearman"  # of the days label, on the profile fields as configured: fixed before any result was seen
+# What the verdict goes by, for each kind of label; that of the run is the one on the days label (docs/protocol.md).
+PRIMARY = {"days": "rps_skill", "value": "spearman", "binary": "auc"}
 FORMAT = 2  # of metrics.json
 
 
@@ -98,7 +99,7 @@ def evaluate(run: Run) -> Stage:
             for target in targets:
                 systems = {system: said[target.column][system] for system in SYSTEMS if system in said[target.column]}
                 scores, differences, gains = comparison.score_systems(target, systems, rows, groups, **resampling)
-                metric = PRIMARY if target.kind != "binary" else "auc"
+                metric = PRIMARY[target.kind]
                 results[target.column]["features"][name] = {
                     "systems": scores,
                     "absent": {**_no_rivals(found), **absent[target.column]},

@@ -32,7 +32,9 @@ SYSTEMS = {
     "profile_z_shuffled": "Placebo: another user's ẑ",
     "profile_z_untrained": "Placebo: undistilled encoder",
 }
-METRICS = {"spearman": "Spearman", "auc": "AUC(y>0)", "normalised_gini": "Gini", "rmse": "RMSE", "rps": "RPS"}
+METRICS = {
+    "rps_skill": "RPS skill", "spearman": "Spearman", "auc": "AUC(y>0)", "normalised_gini": "Gini", "rmse": "RMSE", "rps": "RPS",
+}  # fmt: skip
 _DIGITS = {"rmse": 3, "rps": 4}
 _CLASS = {"helped": "helps", "hurt": "hurts"}
 

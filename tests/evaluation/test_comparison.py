@@ -121,7 +121,11 @@ def test_every_system_and_metric_has_an_interval(positive):
                 if metric in SURE:  # an error of calibration is larger in a resample than in the sample: biased upwards
                     assert found["low"] <= found["estimate"] <= found["high"], (name, metric)
     assert table["constant"]["auc"]["estimate"] == 0.5 and table["constant"]["normalised_gini"]["estimate"] == 0
-    assert "rps" not in table["ridge"]
+    assert "rps" not in table["ridge"] and "rps_skill" not in table["ridge"]
+    base = table["constant"]["rps"]["estimate"]  # the constant says the base rate
+    for name in (WITHOUT, WITH):
+        assert table[name]["rps_skill"]["estimate"] == pytest.approx(1 - table[name]["rps"]["estimate"] / base)
+    assert table["constant"]["rps_skill"] == pytest.approx({"estimate": 0, "low": 0, "high": 0})
 
 
 def test_deterministic(positive):

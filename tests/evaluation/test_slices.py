@@ -9,6 +9,7 @@ from scipy import stats
 from scaletot_jax.evaluation import slices
 from scaletot_jax.evaluation.bootstrap import resample_weights
 from scaletot_jax.evaluation.catalogue import METRICS, metric_functions
+from scaletot_jax.evaluation.comparison import base_distribution
 from scaletot_jax.evaluation.predictions import LEVELS, Predictions, Rows, Target, thresholds
 from scaletot_jax.evaluation.verdict import HELPED, HURT, UNDECIDED, WITH, WITHOUT
 
@@ -139,7 +140,8 @@ def test_a_resample_that_draws_nobody_of_a_slice_has_no_value(kind):
     target, mean = world(kind)
     weights = np.stack([np.zeros(TEST), np.ones(TEST)])
     edges = thresholds(target, ROWS)
-    functions = metric_functions(target, target.labels[ROWS.test], forecast(target, mean)[0], edges)
+    base = None if kind == "value" else base_distribution(target, ROWS)
+    functions = metric_functions(target, target.labels[ROWS.test], forecast(target, mean)[0], edges, base)
     assert set(functions) == set(METRICS[kind])
     for function in functions.values():
         none, everyone = function(weights)
