@@ -2,7 +2,7 @@
 
     coverage/states/block-*.safetensors   mean state [u, K, D] of profiles, in the order in which the share grows
     coverage/points/SHARE.parquet, .json  test rows and figures of one point, written when it is whole
-    coverage/coverage.parquet             all points: share, labels, system, row, rps, expected
+    coverage/coverage.parquet             all points: share, labels, system, row of prepare/population.parquet, rps, expected
     coverage/coverage.json                the curve, see :func:`coverage`
     coverage/money.json                   what each point costs at the configured prices
 
@@ -23,13 +23,14 @@ from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.model import Inputs
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.evaluation import coverage as curve
-from scaletot_jax.evaluation.coverage_point import Everyone, base_rate, score_heads, summaries
+from scaletot_jax.evaluation.coverage_point import Everyone, score_heads, summaries
 from scaletot_jax.evaluation.metrics import rps_rows
 from scaletot_jax.files import read_arrays, read_json, read_table, seal, sealed, write_arrays, write_json, write_table
 from scaletot_jax.profiles.prepare import Population, open_population
-from scaletot_jax.profiles.split import UNUSED
+from scaletot_jax.profiles.split import TRAIN, UNUSED
 from scaletot_jax.progress import Progress
 from scaletot_jax.run import Run, Stage
+from scaletot_jax.student.labelled import base_rate
 from scaletot_jax.student.policy import Student, encode_prompts, load_student
 from scaletot_jax.student.states import profile_ids, reasoning_states, state_stream
 from scaletot_jax.teacher.identity import identity_of_model
@@ -82,15 +83,16 @@ def coverage(run: Run) -> Stage:
 def _make(run: Run, stage: Stage, shares: list[float]) -> None:
     settings, seed = run.config["coverage"], run.config["seed"]
     population = open_population(run)
-    table = population.table.filter(pc.not_equal(population.table["split"], UNUSED))
+    numbers = np.flatnonzero(pc.not_equal(population.table["split"], UNUSED).to_numpy())
+    table = population.table.take(pa.array(numbers))
     population = population._replace(table=table)
     groups, split = (np.asarray(table[name].to_pylist(), object) for name in ("group", "split"))
-    everyone = _everyone(population, groups, split)
     rank = curve.ranks(groups, seed)
     profiles = _ordered_profiles(table, rank, curve.reasoned(rank, shares[-1]))
+    everyone = _everyone(population, groups, split, profiles.of_row, numbers)
     names, states, student_tokens = _states(run, stage, population, profiles)
     known = np.isin(split.astype(str), ("distill", "head"))
-    base_distribution = base_rate(everyone.labels[known], everyone.horizon)
+    base_distribution = base_rate(everyone.labels[known].astype(np.int64), everyone.horizon + 1)
     y = everyone.labels[everyone.test]
     base = rps_rows(y, np.tile(base_distribution, (len(y), 1)))
     tokens = _teacher_tokens(run, student_tokens)
@@ -112,12 +114,15 @@ def _make(run: Run, stage: Stage, shares: list[float]) -> None:
     _finish(run, stage, shares, everyone, base, tokens)
 
 
-def _everyone(population: Population, groups: np.ndarray, split: np.ndarray) -> Everyone:
+def _everyone(
+    population: Population, groups: np.ndarray, split: np.ndarray, profile: np.ndarray, numbers: np.ndarray
+) -> Everyone:
     table, space, label = population.table, population.features, population.schema.labels.days
     features = space.encode(table)
     return Everyone(
         space, Inputs(*features), space.dense(features), np.array([field.role == "early" for field in space.fields]),
         table[label.column].cast(pa.float64()).to_numpy(), label.horizon, groups, np.flatnonzero(split == "test"),
+        profile, np.isin(split.astype(str), TRAIN), numbers,
     )  # fmt: skip
 
 
@@ -142,7 +147,10 @@ def _states(run: Run, stage: Stage, population: Population, profiles: _Profiles)
     distilled = run.finished("distill")
     record = read_json(distilled.path("encoder.json"))
     layer, chains = record["layer"], run.config["coverage"]["chains"] or run.config["distill"]["chains"]
-    known = _distilled_states(distilled, layer) if chains == record["chains"] else {}
+    ours = chains == record["chains"] and not distilled.summary().get(
+        "student_folds"
+    )  # those of folds are of other students
+    known = _distilled_states(distilled, layer) if ours else {}
     missing = [i for i, key in enumerate(profiles.keys) if key not in known]
     plan = [missing[i : i + store.BLOCK] for i in range(0, len(missing), store.BLOCK)]
     plan = [block for block in plan if block[0] < profiles.needed]
@@ -226,8 +234,8 @@ def _point(
     rows: list[pa.Table] = []
     if why := curve.not_run(users):
         return point | {"status": curve.NOT_RUN, "why": why}, _rows([])
-    of_row = states[np.minimum(profiles.of_row, len(states) - 1)]  # read for members only
-    z, predicted = summaries(everyone, of_row, member, fold, names, config["distill"], seed)
+    of_member = states[profiles.of_row[member]]
+    z, predicted = summaries(everyone, of_member, member, fold, names, config["distill"], seed)
     for labels in curve.LABELS:
         labelled = curve.labelled_rows(labels, split, member, everyone.groups, seed)
         count = len(labelled.head) + len(labelled.val)
@@ -251,7 +259,7 @@ def _system_rows(everyone: Everyone, labels: str, system: str, scores: curve.Sco
         {
             "labels": pa.array([labels] * size, pa.string()),
             "system": pa.array([system] * size, pa.string()),
-            "row": pa.array(everyone.test, pa.int64()),
+            "row": pa.array(everyone.numbers[everyone.test], pa.int64()),
             "rps": pa.array(scores.rps, pa.float64()),
             "expected": pa.array(scores.expected, pa.float64()),
         }

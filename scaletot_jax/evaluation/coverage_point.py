@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.encoder.model import EncoderSpec, Inputs, describe, encode, init_params
+from scaletot_jax.encoder.spread import spread
 from scaletot_jax.encoder.train import CHECK_EVERY, Data, init_state, make_optimizer, train_block
 from scaletot_jax.encoder.whiten import fit_whitening, whiten
 from scaletot_jax.errors import DataError
@@ -38,6 +39,9 @@ class Everyone(NamedTuple):
     horizon: int
     groups: np.ndarray  # [U]
     test: np.ndarray  # index array
+    profile: np.ndarray  # [U] number of each row's distinct profile
+    trains: np.ndarray  # bool [U], rows of the training splits, whose profiles may stand without states and labels
+    numbers: np.ndarray  # [U] numbers of the rows in prepare/population.parquet
 
 
 def summaries(
@@ -51,10 +55,13 @@ def summaries(
 ) -> tuple[np.ndarray, np.ndarray]:
     """z and ẑ of every row, in one space: the leading ⌊E/K⌋ whitened directions of each segment.
 
+    The encoders are made as stage ``distill`` makes its own (``pool``, ``emphasis``), but their values start as strangers
+    always (``value_init`` is not followed) and nothing is chosen by a label.
+
     Args:
       everyone: all rows.
-      states: [U, K, D] mean over the chains of each row's profile; read where ``member`` only.
-      member: bool [U], rows of reasoned users.
+      states: [M, K, D] mean over the chains of each member's profile, in the order of the rows.
+      member: bool [U], the M rows of reasoned users.
       fold: [U]; one encoder a fold is distilled from the members of all others, one from all members.
       names: of the K segments.
       settings: the configuration's ``distill`` section.
@@ -64,22 +71,25 @@ def summaries(
       z [U, Σ d_k], zero where not a member; ẑ [U, Σ d_k], for members by the encoder that was distilled without their fold.
     """
     kept = max(1, settings["dim"] // len(names))
-    whitening = [fit_whitening(states[member, k], kept) for k in range(len(names))]
+    whitening = [fit_whitening(states[:, k], kept) for k in range(len(names))]
+    emphasis = [(w.variance / w.variance.mean()) ** (settings["emphasis"] / 2) for w in whitening]
     targets = []
     for k, w in enumerate(whitening):
         target = np.zeros((len(member), w.axes.shape[1]), np.float32)
-        target[member] = whiten(w, states[member, k])
+        target[member] = whiten(w, states[:, k])
         targets.append(target)
+    scale = np.concatenate(emphasis).astype(np.float32)
+    wanted = [target * part.astype(np.float32) for target, part in zip(targets, emphasis)]
     spec = describe(
         everyone.space, everyone.inputs, segments=names, target_dims=[t.shape[1] for t in targets],
         dim=settings["dim"], width=settings["width"],
     )  # fmt: skip
-    predicted = _distilled(everyone, spec, targets, member, settings, seed)
+    predicted = _distilled(everyone, spec, wanted, member, settings, seed)
     for number in np.unique(fold):
         held = member & (fold == number)
         if held.any() and (member & ~held).any():
-            predicted[held] = _distilled(everyone, spec, targets, member & ~held, settings, seed)[held]
-    return np.concatenate(targets, axis=1), predicted
+            predicted[held] = _distilled(everyone, spec, wanted, member & ~held, settings, seed)[held]
+    return np.concatenate(targets, axis=1), predicted / scale
 
 
 def _distilled(
@@ -96,16 +106,19 @@ def _distilled(
     """
     place = unit_hash([str(group) for group in everyone.groups], seed, "coverage select")
     chooses = member & (place < np.quantile(place[member], _SELECT_SHARE))
-    learns = np.flatnonzero(member & ~chooses)
+    learns = _first_of_each(everyone.profile, member & ~chooses)
     if not len(learns) or not chooses.any():
         raise DataError("too few reasoned users to distil", why=f"{int(member.sum())} rows")
     select = np.resize(np.flatnonzero(chooses), _SELECT_ROWS)
-    whole = Data(Inputs(*map(jnp.asarray, everyone.inputs)), tuple(map(jnp.asarray, targets)))
-    chosen = Data(Inputs(*(column[select] for column in whole.inputs)), tuple(t[select] for t in whole.targets))
+    given, rows = targets, learns
+    if settings["pool"]:
+        given, rows = _spread(everyone, spec, targets, learns, member, settings["pool"], seed)
+    whole = Data(Inputs(*map(jnp.asarray, everyone.inputs)), tuple(map(jnp.asarray, given)))
+    chosen = Data(Inputs(*(column[select] for column in whole.inputs)), tuple(jnp.asarray(t[select]) for t in targets))
     checks = -(-settings["steps"] // CHECK_EVERY)
     optimizer = make_optimizer(settings["learning_rate"], checks * CHECK_EVERY)
     rng = np.random.default_rng([seed, 71])
-    drawn = [np.resize(rng.permutation(learns), settings["batch_size"]) for _ in range(checks * CHECK_EVERY)]
+    drawn = [np.resize(rng.permutation(rows), settings["batch_size"]) for _ in range(checks * CHECK_EVERY)]
     state, _ = train_block(
         init_state(init_params(spec, seed), optimizer), whole, chosen,
         np.asarray(drawn, np.int32).reshape(checks, CHECK_EVERY, -1), jnp.asarray(everyone.early),
@@ -114,12 +127,46 @@ def _distilled(
     if not np.isfinite(float(state.best_error)):
         raise DataError("the encoder's error is not finite", where="coverage", do="lower distill.learning_rate")
     out = []
-    rows = len(everyone.groups)
-    for begin in range(0, rows, _BATCH):
-        index = np.minimum(np.arange(begin, begin + min(_BATCH, rows)), rows - 1)
+    count = len(everyone.groups)
+    for begin in range(0, count, _BATCH):
+        index = np.minimum(np.arange(begin, begin + min(_BATCH, count)), count - 1)
         found = encode(state.best, spec=spec, inputs=Inputs(*(column[index] for column in everyone.inputs)))
-        out.append(np.concatenate([np.asarray(part) for part in found.segments], axis=1)[: rows - begin])
+        out.append(np.concatenate([np.asarray(part) for part in found.segments], axis=1)[: count - begin])
     return np.concatenate(out)
+
+
+def _spread(
+    everyone: Everyone,
+    spec: EncoderSpec,
+    targets: Sequence[np.ndarray],
+    learns: np.ndarray,
+    member: np.ndarray,
+    limit: int,
+    seed: int,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """What :mod:`scaletot_jax.encoder.spread` expects, [U, d_k] for each segment, and the rows that have it.
+
+    The pool is drawn from the training splits, of users nobody reasoned about.
+    """
+    free = _first_of_each(everyone.profile, everyone.trains & ~member)
+    free = free[~np.isin(everyone.profile[free], everyone.profile[member])]
+    order = np.argsort(unit_hash([str(number) for number in everyone.profile[free]], seed, "coverage pool"))
+    pool = free[order[:limit]]
+    found = spread(
+        spec, Inputs(*(column[learns] for column in everyone.inputs)), [target[learns] for target in targets],
+        everyone.groups[learns].astype(str), Inputs(*(column[pool] for column in everyone.inputs)),
+    )  # fmt: skip
+    rows = np.concatenate([learns, pool])
+    out = [np.zeros_like(target) for target in targets]
+    for whole, expected in zip(out, found.targets):
+        whole[rows] = expected
+    return out, rows
+
+
+def _first_of_each(profile: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The first row of each distinct profile among the rows of ``mask``: equal profiles have equal states."""
+    rows = np.flatnonzero(mask)
+    return rows[np.sort(np.unique(profile[rows], return_index=True)[1])]
 
 
 def score_heads(
@@ -162,11 +209,6 @@ def head_scores(
     distribution = np.asarray(hurdle_distribution(jnp.asarray(logits)), np.float64).mean(0)
     distribution /= distribution.sum(1, keepdims=True)
     return Scores(rps_rows(y[everyone.test], distribution), distribution @ np.arange(horizon + 1))
-
-
-def base_rate(y: np.ndarray, horizon: int) -> np.ndarray:
-    """Distribution of labels 0..H, [H + 1]."""
-    return np.bincount(y.astype(np.int64), minlength=horizon + 1) / len(y)
 
 
 def base_logits(y: np.ndarray, horizon: int) -> np.ndarray:

@@ -6,14 +6,17 @@ import pytest
 from encoder.made_up_run import MadeUpStudent, files, open_run
 
 from scaletot_jax.encoder import blocks
+from scaletot_jax.encoder.model import describe
 from scaletot_jax.errors import ConfigError
-from scaletot_jax.evaluation import cover
+from scaletot_jax.evaluation import cover, coverage_point
+from scaletot_jax.evaluation import coverage as curve
 from scaletot_jax.files import read_json, write_json, write_table
 from scaletot_jax.profiles.prepare import open_population
+from scaletot_jax.profiles.split import UNUSED
 from scaletot_jax.student.states import state_stream
 
 SMALL = {
-    "distill__steps": 25, "coverage__points": (0.05, 0.8), "coverage__folds": 2,
+    "distill__steps": 25, "distill__pool": 0, "coverage__points": (0.05, 0.8), "coverage__folds": 2,
     "head__seeds": 1, "head__steps": 50,
 }  # fmt: skip
 
@@ -37,12 +40,20 @@ def leave_distilled(run, student, count=64):
     )
 
 
+def without_some(population):
+    """The population with its first rows in no split, as those between the periods of a split by time are."""
+    table = population.table
+    split = [UNUSED] * 7 + table["split"].to_pylist()[7:]
+    return population._replace(table=table.set_column(table.column_names.index("split"), "split", [split]))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A finished curve, and how often the student was asked."""
     patch = pytest.MonkeyPatch()
     run = open_run(tmp_path_factory.mktemp("curve"), **SMALL)
     student = MadeUpStudent(run)
+    patch.setattr(cover, "open_population", lambda run: without_some(open_population(run)))
     patch.setattr(cover, "identity_of_model", lambda config: {"weights": "made up"})
     patch.setattr(cover, "load_student", student.load)
     patch.setattr(cover, "reasoning_states", student.states)
@@ -67,6 +78,9 @@ def test_points_and_systems(made):
     assert "no curve" in found["curves"]["scarce"]["own"]["sentence"]  # of one point
     rows = pq.read_table(run.workdir / "coverage" / "coverage.parquet")
     assert rows.num_rows == 2 * 3 * found["rows"]["test"] and np.isfinite(rows["rps"].to_numpy()).all()
+    split = np.asarray(cover.open_population(run).table["split"].to_pylist(), object)
+    assert split[0] == UNUSED and found["rows"]["test"] == (split == "test").sum()
+    assert set(rows["row"].to_pylist()) == set(np.flatnonzero(split == "test"))
     assert "z where available" in cover.show(run.workdir)
 
 
@@ -99,6 +113,48 @@ def test_a_killed_point_is_made_again_to_the_same_bytes(made, monkeypatch):
     monkeypatch.setattr(cover, "write_json", honest)
     cover.coverage(run)
     assert files(folder) == before and student.calls == calls + 1
+
+
+def test_states_of_out_of_fold_students_are_not_mixed_with_those_of_the_one(made):
+    run, student, _ = made
+    calls = student.calls
+    stage = run.workdir / "distill" / "stage.json"
+    before = stage.read_bytes()
+    record = read_json(stage)
+    try:
+        write_json(stage, record | {"summary": record["summary"] | {"student_folds": 2}})
+        distilled = run.finished("distill")
+        assert distilled.summary()["student_folds"] == 2
+        population = open_population(run)
+        rank = curve.ranks(np.asarray(population.table["group"].to_pylist(), object), 0)
+        profiles = cover._ordered_profiles(population.table, rank, curve.reasoned(rank, 0.1))
+        aside = run.stage("aside", sections=("seed",))
+        _, states, _ = cover._states(run, aside, population, profiles)
+        assert student.calls == calls + len(list(aside.path("states").glob("block-*"))) > calls
+        assert len(states) == profiles.needed
+    finally:
+        stage.write_bytes(before)
+        student.calls = calls
+
+
+def test_the_regression_spreads_states_over_training_rows_nobody_reasoned_about(made):
+    run, *_ = made
+    population = cover.open_population(run)
+    groups, split = (np.asarray(population.table[name].to_pylist(), object) for name in ("group", "split"))
+    rank = curve.ranks(groups, 0)
+    profiles = cover._ordered_profiles(population.table, rank, curve.reasoned(rank, 0.5))
+    everyone = cover._everyone(population, groups, split, profiles.of_row, np.arange(len(groups)))
+    member = curve.reasoned(rank, 0.5)
+    learns = np.flatnonzero(member)[:60]
+    visits = np.log1p(population.table["visits_30"].to_numpy().astype(float))
+    target = np.where(member, (visits - visits.mean()) / visits.std(), np.nan)[:, None].astype(np.float32)
+    spec = describe(everyone.space, everyone.inputs, segments=["a"], target_dims=[1], dim=4, width=8)
+    (spread,), rows = coverage_point._spread(everyone, spec, [target], learns, member, 80, 0)
+    pool = rows[len(learns) :]
+    assert np.array_equal(rows[: len(learns)], learns) and len(pool) == 80
+    assert not member[pool].any() and set(split[pool]) <= {"teacher", "distill", "head"}
+    assert np.corrcoef(spread[pool, 0], visits[pool])[0, 1] > 0.8  # what the field says of people without a state
+    assert not spread[np.setdiff1d(np.arange(len(groups)), rows)].any()
 
 
 def test_other_prices_and_points_keep_what_was_paid_for(made):
