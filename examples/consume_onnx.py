@@ -3,51 +3,15 @@
 python consume_onnx.py MODEL_DIR < profiles.jsonl    # one JSON object a line: field -> value, null where not known
 """
 
-import hashlib
 import json
 import sys
-from pathlib import Path
 
-import numpy as np
 import onnxruntime
+from encode_profiles import encode, open_program
 
-folder, profiles = Path(sys.argv[1]), [json.loads(line) for line in sys.stdin]
-says, program = json.loads((folder / "interface.json").read_text()), (folder / "model.onnx").read_bytes()
-assert hashlib.sha256(program).hexdigest() == says["files"]["model.onnx"], "the program is not the one described"
-columns, width = says["columns"], says["inputs"]["multi"]["shape"][2]
-
-
-def word(value, ids):
-    text = value if isinstance(value, str) else str(value).lower()  # true and false
-    return says["ids"]["missing"] if value is None else ids.get(text, says["ids"]["unknown"])
-
-
-def number(x, column):
-    if x is None or column["part"] == "order":
-        return column.get("places", {}).get(x, np.nan)
-    x = np.datetime64(x, "D").astype(int) if column["kind"] == "date" else round(x, column.get("digits", 15))
-    if column["part"] == "rank":
-        return np.interp(x, column["knots"], column["ranks"])
-    log = (np.sign(x) * np.log1p(abs(x)) - column["mean"]) / column["std"]
-    return np.clip(log, -column["clip"], column["clip"])
-
-
-def words(x, column):
-    x = [None] if x is None else list(dict.fromkeys(x if column["ranked"] else sorted(x)))[: column["keep"]]
-    return [word(value, column["ids"]) for value in x] + [says["ids"]["padding"]] * (width - len(x))
-
-
-def table(name, cell, kind):  # a profile without one of the fields is a KeyError
-    return np.array([[cell(profile[c["field"]], c) for c in columns[name]] for profile in profiles], kind)
-
-
-num, shape = table("num", number, float), (len(profiles), len(columns["multi"]), width)
-inputs = {
-    "cat": table("cat", lambda x, column: word(x, column["ids"]), np.int32),
-    "num": np.nan_to_num(num).astype(np.float32),
-    "missing": np.isnan(num),
-    "multi": table("multi", words, np.int32).reshape(shape),
-}
+says, program = open_program(sys.argv[1], "model.onnx")
+profiles = [json.loads(line) for line in sys.stdin]
+inputs = encode(says, profiles)
 session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
 names = [output.name for output in session.get_outputs()]
 answer = dict(zip(names, session.run(names, {item.name: inputs[item.name] for item in session.get_inputs()})))

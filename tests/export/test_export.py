@@ -246,6 +246,7 @@ def _consume(script: str, directory: Path, profiles) -> subprocess.CompletedProc
     """Runs an example where neither our package nor flax can be imported."""
     program = (
         "import runpy, sys; sys.modules['scaletot_jax'] = sys.modules['flax'] = None; "
+        f"sys.path.insert(0, {str(EXAMPLES)!r}); "  # as for a script that is started by its name
         f"sys.argv = ['consume', {str(directory)!r}]; runpy.run_path({str(EXAMPLES / script)!r}, run_name='__main__')"
     )
     lines = "".join(json.dumps(profile) + "\n" for profile in profiles)
