@@ -21,6 +21,8 @@ import scaletot_jax.student.osipo as osipo_stage
 import scaletot_jax.student.sft as sft_stage
 from scaletot_jax.chains.spec import load_spec
 from scaletot_jax.config import default_config
+from scaletot_jax.encoder.selection import Profiles
+from scaletot_jax.encoder.student_folds import fold_student
 from scaletot_jax.files import read_json, read_table, write_table
 from scaletot_jax.lm import placement
 from scaletot_jax.lm.load import load_model
@@ -83,7 +85,12 @@ def teach_by_hand(run):
                 }
             )
     write_table(stage.path("chains.parquet"), pa.Table.from_pylist(rows))
-    stage.finish(["chains.parquet"])
+    place = [table["exact_key"].to_pylist().index(key) for key in keys]
+    taught = (
+        table.select(["exact_key", "group"]).take(pa.array(place)).append_column("row", pa.array(place, pa.int64()))
+    )
+    write_table(stage.path("profiles.parquet"), taught)
+    stage.finish(["chains.parquet", "profiles.parquet"])
 
 
 @pytest.fixture(scope="module")
@@ -463,3 +470,30 @@ def test_states_are_those_of_the_plain_model_at_the_closing_tokens(undisturbed):
                 content = valid[0].sum() + np.flatnonzero(parsed.segment_ids == k)
                 np.testing.assert_allclose(pooled, states[0][content].mean(0), atol=1e-4)
             np.testing.assert_allclose(found.prompt_end[layer][0], states[0][valid[0].sum() - 1], atol=1e-4)
+
+
+def test_the_student_of_a_fold_is_trained_by_these_very_stages(prepared, undisturbed):
+    folder, config = undisturbed
+    with Run(copied(folder, prepared[0] / "folds"), config) as run:
+        taught = read_table(run.workdir / "teach" / "profiles.parquet")
+        rows, keys, groups = (np.asarray(taught[name].to_pylist(), object) for name in ("row", "exact_key", "group"))
+        kind = np.full(len(keys), "teacher", object)
+        profiles = Profiles(
+            rows.astype(np.int64), keys, groups, kind, np.full(len(keys), "train", object), np.zeros(len(keys))
+        )
+        members = np.arange(len(keys)) < 4
+        outer = run.stage("distill", sections=("seed",))
+        student, own = fold_student(run, outer, profiles, members, 0), load_student(run, "osipo")
+        inner = outer.path("student_folds") / "0"
+        learnt = set(read_table(inner / "teach" / "chains.parquet")["exact_key"].to_pylist())
+        assert learnt and learnt <= set(keys) and not learnt & set(keys[members])
+        split = read_table(inner / "prepare" / "population.parquet")
+        used = split.take(read_table(inner / "osipo" / "users.parquet")["row"])
+        assert not set(used["group"].to_pylist()) & set(groups[members])
+        pairs = list(zip(jax.tree.leaves(student.lora), jax.tree.leaves(own.lora)))
+        assert any(not np.array_equal(a, b) for a, b in pairs)  # another student, of the same base
+        np.testing.assert_array_equal(student.params["embed"], own.params["embed"])
+        before = {path: path.stat().st_mtime_ns for path in inner.rglob("*.safetensors")}
+        again = fold_student(run, outer, profiles, members, 0)  # found trained
+        assert before == {path: path.stat().st_mtime_ns for path in inner.rglob("*.safetensors")}
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(student.lora), jax.tree.leaves(again.lora)))
