@@ -296,6 +296,9 @@ def _parse(key: str, text: str, old: Any) -> Any:
         "a value has the wrong type",
         where=f"--config.{key}={text}",
         why=f"{key} is of type {type(old).__name__} (default {old!r})",
+        do=f"write a list, such as --config.{key}={yaml.safe_dump(list(old), default_flow_style=True).strip()}"
+        if isinstance(old, tuple)
+        else "",
     )
 
 

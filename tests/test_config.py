@@ -103,3 +103,11 @@ def test_a_broken_recipe_is_a_configuration_error(tmp_path):
     recipe.write_text("def get_config(:\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(recipe)
+
+
+def test_a_list_of_another_type_is_told_how_a_list_is_written():
+    config = default_config()
+    with pytest.raises(ConfigError, match=r"--config\.coverage\.points=\[0\.005, 0\.01, .*\]"):
+        override(config, "coverage.points", "0.0732")
+    override(config, "coverage.points", "[0.0732, 0.2]")
+    assert config.coverage.points == (0.0732, 0.2)
