@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def in_turn(jobs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_turn(jobs: Mapping[str, Callable[[], float]], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
     """Runs every job once to warm up, then ``rounds`` times in turn (A B C A B C …). A job returns units of work done.
+
+    ``warm=False``: no warm-up, for jobs beside whose length a compilation is nothing.
 
     Returns:
       Seconds a unit of each job, one a round.
     """
-    for job in jobs.values():
+    for job in jobs.values() if warm else ():
         job()
     out: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):

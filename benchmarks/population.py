@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--profiles", type=int, default=20_000, help="catalogue of the repeating population")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-warm-up", action="store_true", help="the compilation counts; it is seconds of minutes")
     parser.add_argument("--quick", action="store_true", help="200,000 rows, one round")
     parser.add_argument("--ray", action="store_true", help="also on a Ray cluster of this machine alone")
     parser.add_argument("--sides", nargs="+", default=[], metavar="NAME", help="only these (default: all)")
@@ -236,7 +237,7 @@ def run(options: argparse.Namespace, work: Path) -> None:
     if options.ray:
         jobs["ray"] = ours(users, "rows", shard_rows=max(1, options.rows // 10))
     jobs = {name: job for name, job in jobs.items() if not sides or name in sides}
-    rates = in_turn(jobs, options.rounds)
+    rates = in_turn(jobs, options.rounds, warm=not options.no_warm_up)
     alone = parts_alone(model.directory, users, work)
     table(rates, "rows/s")
     total = sum(alone.values())
