@@ -1,6 +1,7 @@
 """Stage ``coverage``: the coverage curve of a finished run. It is no part of ``scaletot run``.
 
-    coverage/states/block-*.safetensors   mean state [u, K, D] of profiles, in the order in which the share grows
+    coverage/states/block-*.safetensors   mean state [u, K, D] of profiles, in the order in which the share grows, and the state
+                                          [u, D] at the end of their prompts
     coverage/points/SHARE.parquet, .json  test rows and figures of one point, written when it is whole
     coverage/coverage.parquet             all points: share, labels, system, row of prepare/population.parquet, rps, expected
     coverage/coverage.json                the curve, see :func:`coverage`
@@ -23,7 +24,7 @@ from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.model import Inputs
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.evaluation import coverage as curve
-from scaletot_jax.evaluation.coverage_point import Everyone, score_heads, summaries
+from scaletot_jax.evaluation.coverage_point import PLACEBOS, Everyone, Reasoned, placebo, score_heads, summaries
 from scaletot_jax.evaluation.metrics import rps_rows
 from scaletot_jax.files import read_arrays, read_json, read_table, seal, sealed, write_arrays, write_json, write_table
 from scaletot_jax.profiles.prepare import Population, open_population
@@ -54,7 +55,7 @@ def coverage(run: Run) -> Stage:
         rows        test rows and users; users of the population
         tokens      {pilot, search, student}: of teacher and pilot together, and of one profile for the student
         points      {share, users, profiles, status, why, cost, labels: plentiful | scarce → {status, labelled, systems,
-                    differences}}
+                    differences, verdict}}; systems are profile, everywhere, own, and those of distill.placebos that can be made
         curves      labels → system → {rise, bend, sentence}
 
     Raises:
@@ -90,7 +91,7 @@ def _make(run: Run, stage: Stage, shares: list[float]) -> None:
     rank = curve.ranks(groups, seed)
     profiles = _ordered_profiles(table, rank, curve.reasoned(rank, shares[-1]))
     everyone = _everyone(population, groups, split, profiles.of_row, numbers)
-    names, states, student_tokens = _states(run, stage, population, profiles)
+    names, states, ends, student_tokens = _states(run, stage, population, profiles)
     known = np.isin(split.astype(str), ("distill", "head"))
     base_distribution = base_rate(everyone.labels[known].astype(np.int64), everyone.horizon + 1)
     y = everyone.labels[everyone.test]
@@ -102,9 +103,10 @@ def _make(run: Run, stage: Stage, shares: list[float]) -> None:
             name = f"points/{share:.6f}"
             files = [stage.path(f"{name}.{kind}") for kind in ("parquet", "json")]
             if not all(map(sealed, files)):
-                point, rows = _point(
-                    run, everyone, curve.reasoned(rank, share), split, fold, profiles, states, names, base
-                )
+                member = curve.reasoned(rank, share)
+                some = profiles.of_row[member]
+                reasoned = Reasoned(member, states[some], ends[some], tuple(names))
+                point, rows = _point(run, everyone, reasoned, split, fold, profiles, base)
                 point |= {"share": share, "tokens": tokens._asdict()}
                 write_table(files[0], rows)
                 write_json(files[1], point)
@@ -139,17 +141,19 @@ def _ordered_profiles(table: pa.Table, rank: np.ndarray, largest: np.ndarray) ->
     return _Profiles(chosen, keys[chosen], of_row, int(of_row[largest].max()) + 1)
 
 
-def _states(run: Run, stage: Stage, population: Population, profiles: _Profiles) -> tuple[list[str], np.ndarray, float]:
-    """Segment names, the mean state of every needed profile [needed, K, D], and the student's tokens a profile.
+def _states(
+    run: Run, stage: Stage, population: Population, profiles: _Profiles
+) -> tuple[list[str], np.ndarray, np.ndarray, float]:
+    """Segment names; of every needed profile the mean state [needed, K, D] and that at its prompt's end [needed, D]; the
+    student's tokens a profile.
 
     A profile's chains follow from the run's seed and the profile, so that those of stage ``distill`` are these very ones.
     """
     distilled = run.finished("distill")
     record = read_json(distilled.path("encoder.json"))
     layer, chains = record["layer"], run.config["coverage"]["chains"] or run.config["distill"]["chains"]
-    ours = chains == record["chains"] and not distilled.summary().get(
-        "student_folds"
-    )  # those of folds are of other students
+    # States of folds come from other students.
+    ours = chains == record["chains"] and not distilled.summary().get("student_folds")
     known = _distilled_states(distilled, layer) if ours else {}
     missing = [i for i, key in enumerate(profiles.keys) if key not in known]
     plan = [missing[i : i + store.BLOCK] for i in range(0, len(missing), store.BLOCK)]
@@ -162,12 +166,14 @@ def _states(run: Run, stage: Stage, population: Population, profiles: _Profiles)
             run, population, profiles, [(plan[i], files[i]) for i in left], layer, chains, stated, len(plan)
         )  # fmt: skip
     names = read_json(stated)
-    states: list[Any] = [known.get(key) for key in profiles.keys[: profiles.needed]]
+    found: list[Any] = [known.get(key) for key in profiles.keys[: profiles.needed]]
     for block, path in zip(plan, files):
-        for j, value in zip(block, read_arrays(path)["states"]):
+        arrays = read_arrays(path)
+        for j, *value in zip(block, arrays["states"], arrays["prompt_end"]):
             if j < profiles.needed:
-                states[j] = value
-    return names["segments"], np.stack(states).astype(np.float64), names["tokens"]
+                found[j] = value
+    states, ends = (np.stack([pair[i] for pair in found]).astype(np.float64) for i in range(2))
+    return names["segments"], states, ends, names["tokens"]
 
 
 def _read_states(
@@ -192,7 +198,11 @@ def _read_states(
                 student, texts_of(table.take(pa.array(profiles.rows[block]))), chains=chains,
                 seed=state_stream(run.config["seed"]), layers=(layer,), ids=profile_ids(profiles.keys[j] for j in block),
             )  # fmt: skip
-            write_arrays(path, {"states": np.asarray(found.states[layer]).mean(1)})
+            arrays = {
+                "states": np.asarray(found.states[layer]).mean(1),
+                "prompt_end": np.asarray(found.prompt_end[layer]),
+            }
+            write_arrays(path, arrays)
             seal(path)
             progress.advance()
 
@@ -203,11 +213,11 @@ def tokens_per_profile(student: Student, texts: list[str], chains: int) -> float
     return float(np.asarray(valid).sum(1).mean()) + chains * student.chain_length
 
 
-def _distilled_states(distilled: Stage, layer: int) -> dict[str, np.ndarray]:
+def _distilled_states(distilled: Stage, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     keys = read_table(distilled.path("profiles.parquet"), columns=["exact_key"])["exact_key"].to_pylist()
     plan = store.plan_blocks(*distilled.summary()["profiles_by_student"])
-    found = store.read_states(distilled.directory, plan, layer).mean(1)
-    return dict(zip(keys, found))
+    states = store.read_states(distilled.directory, plan, layer).mean(1)
+    return dict(zip(keys, zip(states, store.read_states(distilled.directory, plan, layer, "prompt_end"))))
 
 
 def _teacher_tokens(run: Run, student: float) -> curve.Tokens:
@@ -218,31 +228,33 @@ def _teacher_tokens(run: Run, student: float) -> curve.Tokens:
 def _point(
     run: Run,
     everyone: Everyone,
-    member: np.ndarray,
+    reasoned: Reasoned,
     split: np.ndarray,
     fold: np.ndarray,
     profiles: _Profiles,
-    states: np.ndarray,
-    names: list[str],
     base: np.ndarray,
 ) -> tuple[dict[str, Any], pa.Table]:
     """One point's figures and the rows they were made of."""
-    config, seed = run.config, run.config["seed"]
+    config, seed, member = run.config, run.config["seed"], reasoned.member
     users = len(np.unique(everyone.groups[member].astype(str)))
     distinct = len(np.unique(profiles.of_row[member]))
     point: dict[str, Any] = {"users": users, "profiles": distinct, "status": "run", "why": None, "labels": {}}
     rows: list[pa.Table] = []
     if why := curve.not_run(users):
         return point | {"status": curve.NOT_RUN, "why": why}, _rows([])
-    of_member = states[profiles.of_row[member]]
-    z, predicted = summaries(everyone, of_member, member, fold, names, config["distill"], seed)
+    z, predicted = summaries(everyone, reasoned, fold, config["distill"], seed)
+    modes = [mode for mode in config["distill"]["placebos"] if mode in PLACEBOS]
+    placebos: dict[str, np.ndarray] = {}
     for labels in curve.LABELS:
         labelled = curve.labelled_rows(labels, split, member, everyone.groups, seed)
         count = len(labelled.head) + len(labelled.val)
         if why := curve.not_run(users, count if min(map(len, labelled)) else 0):
             point["labels"][labels] = {"status": curve.NOT_RUN, "why": why, "labelled": count}
             continue
-        scores = score_heads(everyone, z, predicted, member, labelled, config["head"], seed)
+        for mode in modes:
+            if mode == "labels" or mode not in placebos:  # the others know no label
+                placebos[mode] = placebo(mode, everyone, reasoned, labelled.head, fold, config["distill"], seed)
+        scores = score_heads(everyone, z, predicted, member, labelled, config["head"], seed, placebos)
         judged = curve.judge(
             scores, everyone.labels[everyone.test], base, everyone.groups[everyone.test].astype(str),
             resamples=config["evaluate"]["bootstrap"], level=config["evaluate"]["level"], seed=seed,
@@ -359,11 +371,23 @@ def show(workdir: str | Path) -> str:
                 continue
             cells = (_cell(one["systems"][system]["rps_skill"]) for system in curve.SYSTEMS)
             lines.append(start + f"{labels:10}" + "".join(f"{cell:>28}" for cell in cells))
+            lines += _rivals(one)
     for labels, systems in found["curves"].items():
         lines += [
             f"{labels}, {system}: {one['sentence']}" for system, one in systems.items() if system != curve.PROFILE
         ]
     return "\n".join(lines)
+
+
+def _rivals(one: dict[str, Any]) -> list[str]:
+    """ẑ everywhere against the rivals that a gain must beat, and what the rule of the verdict says."""
+    lines = [
+        f"{'':28}ẑ minus {name}: {_cell(one['differences'][f'{curve.EVERYWHERE} - {name}']['rps_skill'])}"
+        for name in curve.RIVALS
+        if f"{curve.EVERYWHERE} - {name}" in one["differences"]
+    ]
+    missing = one["verdict"]["not_run"]
+    return [*lines, f"{'':28}{one['verdict']['word']}" + (f"; not run: {', '.join(missing)}" if missing else "")]
 
 
 def _cell(value: dict[str, float | None]) -> str:

@@ -8,7 +8,8 @@ and one pass of the language model over the largest serves all of them. With z t
     own          z for rows of reasoned users, ẑ for the others
 
 Both are the leading ⌊E/K⌋ whitened directions of each of the K segments, so that z, ẑ and the ẑ of another fold's encoder lie
-in one space. Labels are *plentiful* (every row that the student has not seen) or *scarce* (those of reasoned users alone).
+in one space. Placebos (:mod:`scaletot_jax.evaluation.coverage_point`) are compared with ẑ everywhere, by the rule of
+:mod:`scaletot_jax.evaluation.verdict`. Labels are *plentiful* (every row that the student has not seen) or *scarce* (those of reasoned users alone).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from scaletot_jax.evaluation import metrics
 from scaletot_jax.evaluation.bootstrap import bootstrap, paired_difference, percentile_interval
+from scaletot_jax.evaluation.verdict import Gain, decide
 from scaletot_jax.profiles.split import unit_hash
 
 LEAST_USERS = 100  # reasoned users below which a point is not run
@@ -28,6 +30,7 @@ NOT_RUN = "not run"
 LABELS = ("plentiful", "scarce")
 PROFILE, EVERYWHERE, OWN = "profile", "everywhere", "own"
 SYSTEMS = (PROFILE, EVERYWHERE, OWN)
+RIVALS = (PROFILE, "labels", "shuffled", "random", "prompt_end")  # whom ẑ everywhere must beat, the profile alone first
 DIFFERENCES = ((EVERYWHERE, PROFILE), (OWN, PROFILE), (OWN, EVERYWHERE))
 
 
@@ -88,13 +91,14 @@ def judge(
         RPS skill = 1 − Σ w RPS / Σ w RPS_base        0: no better than the base rate
 
     Args:
-      scores: by system, any of :data:`SYSTEMS`.
+      scores: by system, any of :data:`SYSTEMS` and :data:`RIVALS`.
       y: [T] labels; base: [T] RPS of the base rate; groups: [T].
       resamples, level, seed: of the bootstrap.
 
     Returns:
-      ``systems`` → metric → {estimate, low, high} and ``differences`` "a - b" → the same, a minus b; both metrics are
-      better when larger.
+      ``systems`` → metric → {estimate, low, high}; ``differences`` "a - b" → the same, a minus b, both metrics being better when
+      larger; and ``verdict``: what :func:`scaletot_jax.evaluation.verdict.decide` says of ẑ everywhere by RPS skill, its required
+      rivals being the profile alone and the four placebos.
     """
     functions = {}
     for name, one in scores.items():
@@ -107,7 +111,9 @@ def judge(
     for key, point in points.items():
         systems[key[0]][key[1]] = percentile_interval(point, samples[key], level).to_dict()
     differences: dict[str, Any] = {}
-    for a, b in DIFFERENCES:
+    gains: dict[str, Gain] = {}
+    rivals = [name for name in scores if name in RIVALS]
+    for a, b in (*DIFFERENCES, *((EVERYWHERE, name) for name in rivals if name != PROFILE)):
         if a in scores and b in scores:
             differences[f"{a} - {b}"] = {
                 metric: paired_difference(
@@ -115,7 +121,19 @@ def judge(
                 ).to_dict()
                 for metric in ("rps_skill", "spearman")
             }
-    return {"systems": systems, "differences": differences}
+            if a == EVERYWHERE and b in RIVALS:
+                drawn = samples[a, "rps_skill"] - samples[b, "rps_skill"]
+                interval = paired_difference(
+                    points[a, "rps_skill"],
+                    points[b, "rps_skill"],
+                    samples[a, "rps_skill"],
+                    samples[b, "rps_skill"],
+                    level,
+                )
+                gains[b] = Gain.of(interval, drawn, level)
+    said = decide(gains, level=level, required=RIVALS)
+    said["p_holm"] = {name: float(p) if np.isfinite(p) else None for name, p in said["p_holm"].items()}
+    return {"systems": systems, "differences": differences, "verdict": said}
 
 
 class Tokens(NamedTuple):

@@ -11,7 +11,17 @@ import numpy as np
 
 from scaletot_jax.encoder.model import EncoderSpec, Inputs, describe, encode, init_params
 from scaletot_jax.encoder.spread import spread
-from scaletot_jax.encoder.train import CHECK_EVERY, Data, init_state, make_optimizer, train_block
+from scaletot_jax.encoder.targets import Targets, label_targets, random_targets
+from scaletot_jax.encoder.train import (
+    CHECK_EVERY,
+    LABELS,
+    STATES,
+    Data,
+    LossWeights,
+    init_state,
+    make_optimizer,
+    train_block,
+)
 from scaletot_jax.encoder.whiten import fit_whitening, whiten
 from scaletot_jax.errors import DataError
 from scaletot_jax.evaluation.coverage import EVERYWHERE, OWN, PROFILE, Labelled, Scores
@@ -26,6 +36,7 @@ _SELECT_SHARE, _SELECT_ROWS = (
     256,
 )  # of the reasoned users, by hash: they choose the step; their fixed number of rows
 _BATCH = 8192
+PLACEBOS = ("labels", "shuffled", "random", "prompt_end")
 
 
 class Everyone(NamedTuple):
@@ -44,14 +55,17 @@ class Everyone(NamedTuple):
     numbers: np.ndarray  # [U] numbers of the rows in prepare/population.parquet
 
 
+class Reasoned(NamedTuple):
+    """What is known of the M rows of reasoned users (``member``), in the order of the rows."""
+
+    member: np.ndarray  # bool [U]
+    states: np.ndarray  # [M, K, D] mean over the chains of each row's profile
+    ends: np.ndarray  # [M, D] state at the end of the prompt, without reasoning
+    names: tuple[str, ...]  # of the K segments
+
+
 def summaries(
-    everyone: Everyone,
-    states: np.ndarray,
-    member: np.ndarray,
-    fold: np.ndarray,
-    names: Sequence[str],
-    settings: Mapping[str, Any],
-    seed: int,
+    everyone: Everyone, reasoned: Reasoned, fold: np.ndarray, settings: Mapping[str, Any], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """z and ẑ of every row, in one space: the leading ⌊E/K⌋ whitened directions of each segment.
 
@@ -60,36 +74,93 @@ def summaries(
 
     Args:
       everyone: all rows.
-      states: [M, K, D] mean over the chains of each member's profile, in the order of the rows.
-      member: bool [U], the M rows of reasoned users.
+      reasoned: the reasoned users.
       fold: [U]; one encoder a fold is distilled from the members of all others, one from all members.
-      names: of the K segments.
       settings: the configuration's ``distill`` section.
       seed: of weights, batches and the choice of the step.
 
     Returns:
       z [U, Σ d_k], zero where not a member; ẑ [U, Σ d_k], for members by the encoder that was distilled without their fold.
     """
-    kept = max(1, settings["dim"] // len(names))
-    whitening = [fit_whitening(states[:, k], kept) for k in range(len(names))]
-    emphasis = [(w.variance / w.variance.mean()) ** (settings["emphasis"] / 2) for w in whitening]
-    targets = []
-    for k, w in enumerate(whitening):
-        target = np.zeros((len(member), w.axes.shape[1]), np.float32)
-        target[member] = whiten(w, states[:, k])
-        targets.append(target)
-    scale = np.concatenate(emphasis).astype(np.float32)
-    wanted = [target * part.astype(np.float32) for target, part in zip(targets, emphasis)]
+    targets = _whitened(everyone, reasoned, reasoned.states, settings)
+    return np.concatenate(targets.values, 1), _cross_fitted(everyone, targets, reasoned.member, fold, settings, seed)
+
+
+def placebo(
+    mode: str,
+    everyone: Everyone,
+    reasoned: Reasoned,
+    labelled: np.ndarray,
+    fold: np.ndarray,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> np.ndarray:
+    """What encoders of the same code, distilled from other targets, say of every row: [U, width of ẑ].
+
+    Args:
+      mode: one of :data:`PLACEBOS`. ``labels``: of the labelled rows that the heads learn from, a fold at a time, so that no row's
+        own label is in what feeds its head. ``shuffled``: the states of another reasoned profile. ``random``: a random linear map
+        of the profile. ``prompt_end``: the student's states without reasoning.
+      labelled: index array, rows with labels that may be used.
+    """
+    member, weights = reasoned.member, STATES
+    kept = max(1, settings["dim"] // len(reasoned.names))
+    width = reasoned.states.shape[1] * kept
+    if mode == "labels":
+        member, weights = np.zeros(len(member), bool), LABELS
+        member[labelled] = True
+        targets = label_targets({"label": np.where(member, everyone.labels, np.nan)}, member)
+        targets = targets._replace(values=tuple(np.where(member[:, None], value, 0) for value in targets.values))
+    elif mode == "shuffled":
+        distinct, first, code = np.unique(everyone.profile[member], return_index=True, return_inverse=True)
+        order = np.random.default_rng([seed, 11]).permutation(len(distinct))
+        targets = _whitened(everyone, reasoned, reasoned.states[first[order]][code], settings)
+    elif mode == "random":
+        targets = random_targets(reasoned.names, everyone.dense, member, kept, seed)
+    elif mode == "prompt_end":
+        whole = reasoned._replace(names=("prompt_end",))
+        targets = _whitened(everyone, whole, reasoned.ends[:, None], {**settings, "dim": width})
+    else:
+        raise ValueError(f"no placebo of the coverage curve: {mode}")
+    found = _cross_fitted(everyone, targets, member, fold, settings, seed, weights)
+    return np.pad(found, ((0, 0), (0, max(0, width - found.shape[1]))))[:, :width]
+
+
+def _whitened(everyone: Everyone, reasoned: Reasoned, states: np.ndarray, settings: Mapping[str, Any]) -> Targets:
+    """Whitened targets [U, d_k] by the members' own statistics, zero where not a member; states [M, K, D]."""
+    kept = max(1, settings["dim"] // len(reasoned.names))
+    statistics = tuple(fit_whitening(states[:, k], kept) for k in range(len(reasoned.names)))
+    values = []
+    for k, w in enumerate(statistics):
+        value = np.zeros((len(reasoned.member), w.axes.shape[1]))
+        value[reasoned.member] = whiten(w, states[:, k])
+        values.append(value)
+    return Targets(reasoned.names, tuple(values), statistics, ())
+
+
+def _cross_fitted(
+    everyone: Everyone,
+    targets: Targets,
+    member: np.ndarray,
+    fold: np.ndarray,
+    settings: Mapping[str, Any],
+    seed: int,
+    weights: LossWeights = STATES,
+) -> np.ndarray:
+    """ẑ [U, Σ d_k] of every row, of a member by the encoder that was distilled without its fold."""
+    power = 0.0 if weights is LABELS else settings["emphasis"]
+    emphasis = [(w.variance / w.variance.mean()) ** (power / 2) for w in targets.whitening]
+    wanted = [(value * scale).astype(np.float32) for value, scale in zip(targets.values, emphasis)]
     spec = describe(
-        everyone.space, everyone.inputs, segments=names, target_dims=[t.shape[1] for t in targets],
+        everyone.space, everyone.inputs, segments=targets.names, target_dims=[t.shape[1] for t in wanted],
         dim=settings["dim"], width=settings["width"],
     )  # fmt: skip
-    predicted = _distilled(everyone, spec, wanted, member, settings, seed)
+    predicted = _distilled(everyone, spec, wanted, member, settings, seed, weights)
     for number in np.unique(fold):
         held = member & (fold == number)
         if held.any() and (member & ~held).any():
-            predicted[held] = _distilled(everyone, spec, wanted, member & ~held, settings, seed)[held]
-    return np.concatenate(targets, axis=1), predicted / scale
+            predicted[held] = _distilled(everyone, spec, wanted, member & ~held, settings, seed, weights)[held]
+    return predicted / np.concatenate(emphasis).astype(np.float32)
 
 
 def _distilled(
@@ -99,6 +170,7 @@ def _distilled(
     member: np.ndarray,
     settings: Mapping[str, Any],
     seed: int,
+    weights: LossWeights,
 ) -> np.ndarray:
     """What an encoder distilled from the members' targets says of every row, [U, Σ d_k].
 
@@ -123,6 +195,7 @@ def _distilled(
         init_state(init_params(spec, seed), optimizer), whole, chosen,
         np.asarray(drawn, np.int32).reshape(checks, CHECK_EVERY, -1), jnp.asarray(everyone.early),
         jax.random.fold_in(jax.random.key(seed), 6), spec=spec, optimizer=optimizer, rate=settings["field_dropout"],
+        weights=weights,
     )  # fmt: skip
     if not np.isfinite(float(state.best_error)):
         raise DataError("the encoder's error is not finite", where="coverage", do="lower distill.learning_rate")
@@ -177,16 +250,19 @@ def score_heads(
     labelled: Labelled,
     head: Mapping[str, Any],
     seed: int,
+    placebos: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Scores]:
-    """The same head on the profile alone, with ẑ everywhere, and with z where a row has one.
+    """The same head on the profile alone, with ẑ everywhere, with z where a row has one, and with each placebo.
 
     Args:
       z, predicted: from :func:`summaries`. member: bool [U].
+      placebos: mode → [U, width], from :func:`placebo`.
       labelled: rows that learn and choose.
       head: the configuration's ``head`` section.
       seed: of the heads.
     """
     extra = {PROFILE: np.zeros_like(predicted), EVERYWHERE: predicted, OWN: np.where(member[:, None], z, predicted)}
+    extra |= placebos or {}
     return {
         name: head_scores(everyone, np.concatenate([everyone.dense, part], 1), labelled, head, seed)
         for name, part in extra.items()

@@ -10,13 +10,15 @@ from scaletot_jax.encoder.model import describe
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.evaluation import cover, coverage_point
 from scaletot_jax.evaluation import coverage as curve
+from scaletot_jax.evaluation.verdict import HURT, UNDECIDED
 from scaletot_jax.files import read_json, write_json, write_table
 from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.profiles.split import UNUSED
+from scaletot_jax.run import Stage
 from scaletot_jax.student.states import state_stream
 
 SMALL = {
-    "distill__steps": 25, "distill__pool": 0, "coverage__points": (0.05, 0.8), "coverage__folds": 2,
+    "distill__steps": 25, "distill__pool": 0, "distill__placebos": ("random",), "coverage__points": (0.05, 0.8), "coverage__folds": 2,
     "head__seeds": 1, "head__steps": 50,
 }  # fmt: skip
 
@@ -70,18 +72,22 @@ def test_points_and_systems(made):
     found = read_json(run.workdir / "coverage" / "coverage.json")
     assert [p["status"] for p in found["points"]] == ["not run", "run"] and "30 reasoned" in found["points"][0]["why"]
     labels = found["points"][1]["labels"]
-    assert set(labels["plentiful"]["systems"]) == {"profile", "everywhere", "own"}
+    for one in labels.values():
+        assert set(one["systems"]) == {"profile", "everywhere", "own", "random"}  # of the placebos as configured
+        assert one["verdict"]["not_run"] == ["labels", "shuffled", "prompt_end"]
+        assert one["verdict"]["word"] in (HURT, UNDECIDED) and set(one["verdict"]["p_holm"]) == {"profile", "random"}
     assert 0 < labels["scarce"]["labelled"] < labels["plentiful"]["labelled"]
     assert labels["plentiful"]["systems"]["own"] != labels["plentiful"]["systems"]["everywhere"]
     costs = [p["cost"]["student_tokens"] for p in found["points"]]
     assert costs == [130 * p["profiles"] for p in found["points"]] and costs == sorted(costs)
     assert "no curve" in found["curves"]["scarce"]["own"]["sentence"]  # of one point
     rows = pq.read_table(run.workdir / "coverage" / "coverage.parquet")
-    assert rows.num_rows == 2 * 3 * found["rows"]["test"] and np.isfinite(rows["rps"].to_numpy()).all()
+    assert rows.num_rows == 2 * 4 * found["rows"]["test"] and np.isfinite(rows["rps"].to_numpy()).all()
     split = np.asarray(cover.open_population(run).table["split"].to_pylist(), object)
     assert split[0] == UNUSED and found["rows"]["test"] == (split == "test").sum()
     assert set(rows["row"].to_pylist()) == set(np.flatnonzero(split == "test"))
-    assert "z where available" in cover.show(run.workdir)
+    said = cover.show(run.workdir)
+    assert "z where available" in said and "ẑ minus random" in said and "not run: labels, shuffled, prompt_end" in said
 
 
 def test_states_are_read_once_and_not_those_that_distillation_has(made):
@@ -115,26 +121,18 @@ def test_a_killed_point_is_made_again_to_the_same_bytes(made, monkeypatch):
     assert files(folder) == before and student.calls == calls + 1
 
 
-def test_states_of_out_of_fold_students_are_not_mixed_with_those_of_the_one(made):
+def test_states_of_out_of_fold_students_are_not_mixed_with_those_of_the_one(made, monkeypatch):
     run, student, _ = made
-    calls = student.calls
-    stage = run.workdir / "distill" / "stage.json"
-    before = stage.read_bytes()
-    record = read_json(stage)
-    try:
-        write_json(stage, record | {"summary": record["summary"] | {"student_folds": 2}})
-        distilled = run.finished("distill")
-        assert distilled.summary()["student_folds"] == 2
-        population = open_population(run)
-        rank = curve.ranks(np.asarray(population.table["group"].to_pylist(), object), 0)
-        profiles = cover._ordered_profiles(population.table, rank, curve.reasoned(rank, 0.1))
-        aside = run.stage("aside", sections=("seed",))
-        _, states, _ = cover._states(run, aside, population, profiles)
-        assert student.calls == calls + len(list(aside.path("states").glob("block-*"))) > calls
-        assert len(states) == profiles.needed
-    finally:
-        stage.write_bytes(before)
-        student.calls = calls
+    calls, honest = student.calls, Stage.summary
+    monkeypatch.setattr(Stage, "summary", lambda stage: honest(stage) | {"student_folds": 2})
+    population = cover.open_population(run)
+    rank = curve.ranks(np.asarray(population.table["group"].to_pylist(), object), 0)
+    profiles = cover._ordered_profiles(population.table, rank, curve.reasoned(rank, 0.1))
+    aside = run.stage("aside", sections=("seed",))
+    _, states, ends, _ = cover._states(run, aside, population, profiles)
+    assert student.calls == calls + len(list(aside.path("states").glob("block-*.safetensors"))) > calls
+    assert len(states) == len(ends) == profiles.needed
+    student.calls = calls
 
 
 def test_the_regression_spreads_states_over_training_rows_nobody_reasoned_about(made):
@@ -155,6 +153,49 @@ def test_the_regression_spreads_states_over_training_rows_nobody_reasoned_about(
     assert not member[pool].any() and set(split[pool]) <= {"teacher", "distill", "head"}
     assert np.corrcoef(spread[pool, 0], visits[pool])[0, 1] > 0.8  # what the field says of people without a state
     assert not spread[np.setdiff1d(np.arange(len(groups)), rows)].any()
+
+
+@pytest.mark.parametrize("mode", coverage_point.PLACEBOS)
+def test_a_placebo_is_distilled_from_other_targets_and_never_from_a_row_s_own_label(made, mode, monkeypatch):
+    run, *_ = made
+    population = cover.open_population(run)
+    groups, split = (np.asarray(population.table[name].to_pylist(), object) for name in ("group", "split"))
+    rank = curve.ranks(groups, 0)
+    profiles = cover._ordered_profiles(population.table, rank, curve.reasoned(rank, 0.5))
+    everyone = cover._everyone(population, groups, split, profiles.of_row, np.arange(len(groups)))
+    member = curve.reasoned(rank, 0.5)
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(profiles.needed, 2, 6))
+    some = profiles.of_row[member]
+    reasoned = coverage_point.Reasoned(member, states[some], states[some, 0], ("a", "b"))
+    labelled, fold, asked = (
+        np.flatnonzero(np.isin(split.astype(str), ("distill", "head"))),
+        curve.folds(groups, 2, 0),
+        [],
+    )
+
+    def learnt(everyone, spec, targets, learners, settings, seed, weights):
+        asked.append((np.concatenate(targets, 1), learners))
+        return np.full((len(learners), sum(spec.target_dims)), float(len(asked)), np.float32)
+
+    monkeypatch.setattr(coverage_point, "_distilled", learnt)
+    found = coverage_point.placebo(mode, everyone, reasoned, labelled, fold, run.config["distill"], 0)
+    assert found.shape == (len(groups), 2 * 4) and len(asked) == 3  # of all, and without each fold
+    whole, learners = asked[0]
+    wanted = np.isin(np.arange(len(groups)), labelled) if mode == "labels" else member
+    assert np.array_equal(learners, wanted)
+    for number, (_, others) in enumerate(asked[1:]):
+        assert np.array_equal(others, wanted & (fold != number))
+        assert np.allclose(found[wanted & (fold == number), 0], number + 2)  # a member, by the encoder without its fold
+    if mode in ("shuffled", "prompt_end"):
+        own = coverage_point._whitened(everyone, reasoned, reasoned.states, run.config["distill"])
+        z = np.concatenate(own.values, 1)
+        if mode == "shuffled":
+            np.testing.assert_allclose(np.sort(whole[member], 0).std(0), np.sort(z[member], 0).std(0), rtol=0.2)
+            assert (np.abs(whole[member] - z[member]).max(1) > 1e-6).mean() > 0.9  # hardly anybody keeps the own
+    if mode == "labels":
+        days = np.log1p(everyone.labels[wanted])
+        assert abs(np.corrcoef(whole[wanted, 0], days)[0, 1]) > 0.999 and not whole[~wanted].any()
 
 
 def test_other_prices_and_points_keep_what_was_paid_for(made):
