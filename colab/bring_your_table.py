@@ -21,9 +21,9 @@
 # notebook makes one up, so that it runs as it stands.
 #
 # **Hardware.** It fits a CPU, a v5e-1 and a T4, and was run on a CPU only: no speed is promised for the others. Behind that are
-# compilers' own figures (`benchmarks/RESULTS.md`). On a v5e-1 the SFT step of this very configuration needs 0.62 of 15.75 GiB, and OSIPO's
-# update of a model four times as large, on rows of 1,024 tokens, 3.8 GiB. XLA for CPU gives 2.5 GiB for OSIPO's update of SmolLM2-135M
-# with all its layers on 8 prompts × 4 chains, twice the batch here. A T4 has 16 GB; nothing was compiled for it.
+# compilers' own figures (`benchmarks/RESULTS.md`). On a v5e-1 the SFT step of this very configuration needs 0.62 and the OSIPO update 0.72
+# of 15.75 GiB. XLA for CPU gives 2.5 GiB for the OSIPO update of SmolLM2-135M with all its layers on 8 prompts × 4 chains, twice the
+# batch here. A T4 has 16 GB; nothing was compiled for it.
 
 # %% [markdown]
 # ## Install
