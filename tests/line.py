@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import tiny
 
@@ -68,12 +70,13 @@ def command(recipe: Path, workdir: Path, *extra: str, verb: str = "run") -> list
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """One CPU device, and compiled programs shared between the processes of a test."""
+    """One CPU device, and programs that are compiled quickly, once for the processes of a test."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("XLA_FLAGS")}
     environ.update(
         JAX_PLATFORMS="cpu",
         JAX_COMPILATION_CACHE_DIR=str(cache),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3",
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="true",
         HF_HUB_OFFLINE="1",
     )
     return environ
@@ -83,6 +86,26 @@ def run(recipe: Path, workdir: Path, cache: Path, *extra: str, verb: str = "run"
     return subprocess.run(
         command(recipe, workdir, *extra, verb=verb), env=environment(cache), capture_output=True, text=True, timeout=900
     )
+
+
+class Undisturbed(NamedTuple):
+    """A finished run of the whole line; ``place`` also holds the recipe's model and, in ``cache``, its programs."""
+
+    place: Path
+    recipe: Path
+    workdir: Path
+    done: subprocess.CompletedProcess
+
+
+@functools.cache
+def undisturbed(base: Path) -> Undisturbed:
+    """One such run for all tests of a process, below ``base``: ``tmp_path_factory.getbasetemp()``."""
+    place = base / "line"
+    place.mkdir(exist_ok=True)
+    recipe = write_recipe(place)
+    done = run(recipe, place / "undisturbed", place / "cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Undisturbed(place, recipe, place / "undisturbed", done)
 
 
 def results(workdir: Path) -> dict[str, str]:

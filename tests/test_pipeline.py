@@ -24,20 +24,23 @@ SOAK = bool(os.environ.get("SCALETOT_SOAK"))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("line")
+def whole(tmp_path_factory):
+    return line.undisturbed(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")
-def recipe(place):
-    return line.write_recipe(place)
+def place(whole):
+    return whole.place
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place, recipe):
-    done = line.run(recipe, place / "undisturbed", place / "cache")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return place / "undisturbed", done
+def recipe(whole):
+    return whole.recipe
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole):
+    return whole.workdir, whole.done
 
 
 def test_every_stage_leaves_its_artifacts(undisturbed):

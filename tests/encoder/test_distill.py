@@ -157,6 +157,34 @@ def test_killed_and_continued_gives_the_same_bytes(finished, tmp_path, moment):
     assert files(stage.directory) == whole
 
 
+def test_damaged_units_of_a_killed_stage_are_made_again(finished, tmp_path, capsys):
+    def killed(*_, **__):
+        raise Killed
+
+    whole = files(finished[1].directory)
+    with open_run(tmp_path) as run:
+        with pytest.MonkeyPatch.context() as patch:
+            MadeUpStudent(run).install(patch)
+            patch.setattr(stage_module, "write_table", killed)  # all is trained
+            with pytest.raises(Killed):
+                stage_module.distill(run)
+        folder = run.workdir / "distill"
+        block, log = folder / "states" / "block-00001.safetensors", folder / "steps.jsonl"
+        honest = log.read_text()
+        with pytest.MonkeyPatch.context() as patch:
+            again = MadeUpStudent(run).install(patch)
+            log.write_text(honest.replace("0.", "1.", 1))
+            with pytest.raises(DataError, match=r"steps\.jsonl"):
+                stage_module.distill(run)
+            log.write_text(honest)
+            block.write_bytes(block.read_bytes()[:-1] + b"\x7f")
+            (folder / "placebos" / "labels" / "encoder.safetensors").write_bytes(b"")
+            stage_module.distill(run)
+            assert again.calls == 1
+    assert files(folder) == whole
+    assert capsys.readouterr().err.count("is not what was written; it is made again") >= 2
+
+
 def test_blocks_hold_every_profile_once(finished):
     _, stage, _ = finished
     used = pq.read_table(stage.path("profiles.parquet"))
