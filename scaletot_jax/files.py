@@ -125,7 +125,10 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of a safetensors file."""
     with open_arrays(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (ValueError, TypeError, OverflowError) as error:  # shapes that NumPy has not
+            raise DataError("an array file cannot be read", where=str(path), why=str(error)) from error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fuzz import formats
 from small_disk import needs_root, run_on_small_disk
 
 from scaletot_jax import files
@@ -76,6 +77,13 @@ def test_arrays_round_trip_with_equal_bytes(tmp_path):
     (tmp_path / "one").write_bytes((tmp_path / "one").read_bytes()[:-3])
     with pytest.raises(DataError, match="one"):
         read_arrays(tmp_path / "one")
+
+
+def test_an_array_that_numpy_cannot_have_is_refused(tmp_path):
+    header = {"a": {"dtype": "F32", "shape": [0, 2**63 - 1], "data_offsets": [0, 0]}}
+    (tmp_path / "a.safetensors").write_bytes(formats.safetensors(header, b""))
+    with pytest.raises(DataError, match=r"a\.safetensors"):
+        read_arrays(tmp_path / "a.safetensors")
 
 
 def test_json_is_sorted_and_plain(tmp_path):

@@ -148,6 +148,8 @@ class AnswerSpec(Strict):
                 raise ValueError(f"{key}: an entry is listed twice in {list(texts)}")
             if any(not text.strip() for text in texts):
                 raise ValueError(f"{key}: an entry is empty")
+        if any(abs(end) >= 2**31 for bucket in self.buckets for end in bucket):
+            raise ValueError("buckets: an end lies beyond 2^31")
         if any(low > high for low, high in self.buckets):
             raise ValueError("buckets: a lower end lies above its upper end")
         if any(left[1] + 1 != right[0] for left, right in pairwise(self.buckets)):

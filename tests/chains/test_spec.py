@@ -161,6 +161,7 @@ BAD = {
     "cuts and names": (_at((*SLOT, "rule", "cuts"))([30]), "segments[0].slots[0].rule"),
     "free without max_tokens": (_at(("segments", 1, "slots", 0, "max_tokens"))(0), "segments[1].slots[0]"),
     "buckets with a gap": (_at(("answer", "buckets"))([[0, 0], [2, 3], [4, 30]]), "answer"),
+    "buckets beyond all labels": (_at(("answer", "buckets"))([[0, 0], [1, 3], [4, 10**400]]), "beyond 2^31"),
     "buckets and words": (_at(("answer", "words"))([" no", " few"]), "words: 2 for 3 buckets"),
     "no segments": (_at(("segments",))([]), "segments"),
     "polarity of an unordered slot": (
