@@ -115,22 +115,16 @@ def judge(
     rivals = [name for name in scores if name in RIVALS]
     for a, b in (*DIFFERENCES, *((EVERYWHERE, name) for name in rivals if name != PROFILE)):
         if a in scores and b in scores:
-            differences[f"{a} - {b}"] = {
+            found = {
                 metric: paired_difference(
                     points[a, metric], points[b, metric], samples[a, metric], samples[b, metric], level
-                ).to_dict()
+                )
                 for metric in ("rps_skill", "spearman")
             }
+            differences[f"{a} - {b}"] = {metric: interval.to_dict() for metric, interval in found.items()}
             if a == EVERYWHERE and b in RIVALS:
                 drawn = samples[a, "rps_skill"] - samples[b, "rps_skill"]
-                interval = paired_difference(
-                    points[a, "rps_skill"],
-                    points[b, "rps_skill"],
-                    samples[a, "rps_skill"],
-                    samples[b, "rps_skill"],
-                    level,
-                )
-                gains[b] = Gain.of(interval, drawn, level)
+                gains[b] = Gain.of(found["rps_skill"], drawn, level)
     said = decide(gains, level=level, required=RIVALS)
     said["p_holm"] = {name: float(p) if np.isfinite(p) else None for name, p in said["p_holm"].items()}
     return {"systems": systems, "differences": differences, "verdict": said}

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scaletot_jax.encoder.embed import embed_rows
 from scaletot_jax.encoder.model import EncoderSpec, Inputs, describe, encode, init_params
 from scaletot_jax.encoder.spread import spread
 from scaletot_jax.encoder.targets import Targets, label_targets, random_targets
@@ -199,13 +200,13 @@ def _distilled(
     )  # fmt: skip
     if not np.isfinite(float(state.best_error)):
         raise DataError("the encoder's error is not finite", where="coverage", do="lower distill.learning_rate")
-    out = []
-    count = len(everyone.groups)
-    for begin in range(0, count, _BATCH):
-        index = np.minimum(np.arange(begin, begin + min(_BATCH, count)), count - 1)
-        found = encode(state.best, spec=spec, inputs=Inputs(*(column[index] for column in everyone.inputs)))
-        out.append(np.concatenate([np.asarray(part) for part in found.segments], axis=1)[: count - begin])
-    return np.concatenate(out)
+
+    def said(rows: Inputs) -> np.ndarray:
+        return np.concatenate(
+            [np.asarray(part) for part in encode(state.best, spec=spec, inputs=rows).segments], axis=1
+        )
+
+    return embed_rows(said, everyone.inputs, min(_BATCH, len(everyone.groups)))
 
 
 def _spread(
