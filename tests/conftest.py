@@ -3,12 +3,21 @@
 import os
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist, which writes the groups into the names
+def pytest_collection_modifyitems(items):
+    """A file's tests stay in one worker: what its fixtures train and compile is made once. Groups of their own stand."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
 def pytest_terminal_summary(terminalreporter):
