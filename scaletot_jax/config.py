@@ -219,6 +219,7 @@ def default_config() -> ConfigDict:
     config.coverage = ConfigDict()  # `scaletot coverage`
     config.coverage.points = (0.005, 0.01, 0.025, 0.0732, 0.2, 0.5, 1.0)  # shares of users that are reasoned about
     config.coverage.folds = 3  # encoders a point, each distilled without a fold, for the states that feed a head
+    config.coverage.draws = 1  # sets of reasoned users at each point, each with encoders and heads of its own
     config.coverage.chains = 0  # sampled chains a profile; 0: distill.chains
     config.coverage.usd_per_million_teacher = 0.0  # price of a million tokens of the teacher
     config.coverage.usd_per_million_student = 0.0  # and of the student

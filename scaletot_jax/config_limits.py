@@ -80,6 +80,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "evaluate.bootstrap": (20, _INF, False),
     "evaluate.level": _SHARE,
     "coverage.folds": (2, _INF, False),
+    "coverage.draws": (1, _INF, False),
     **{f"coverage.{name}": _FROM_0 for name in ("chains", "usd_per_million_teacher", "usd_per_million_student")},
     "evaluate.sentence_rows": _FROM_0,
     "report.chains": _FROM_0,

@@ -3,12 +3,14 @@
     coverage/states/block-*.safetensors   mean state [u, K, D] of profiles, in the order in which the share grows, and the state
                                           [u, D] at the end of their prompts
     coverage/points/SHARE.parquet, .json  test rows and figures of one point, written when it is whole
-    coverage/coverage.parquet             all points: share, labels, system, row of prepare/population.parquet, rps, expected
+    coverage/draw-N/states, points        the same of another draw of the reasoned users (coverage.draws)
+    coverage/coverage.parquet             all points: share, draw, labels, system, row of prepare/population.parquet, rps, expected
     coverage/coverage.json                the curve, see :func:`coverage`
     coverage/money.json                   what each point costs at the configured prices
 
-The language model reads each profile once, for the largest share; smaller shares are nested in it. A kill costs the block or
-the point in flight. Profiles whose states stage ``distill`` has are not read again.
+The language model reads each profile once a draw, for the largest share; smaller shares are nested in it. A kill costs the block
+or the point in flight. Profiles whose states stage ``distill`` has are not read again. Another draw reasons about, and with scarce
+labels learns from, other users, and its encoders and heads begin at other weights; the student is the same.
 """
 
 from __future__ import annotations
@@ -24,9 +26,15 @@ from scaletot_jax.encoder import blocks as store
 from scaletot_jax.encoder.model import Inputs
 from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.evaluation import coverage as curve
+from scaletot_jax.evaluation.baselines.known import Known
+from scaletot_jax.evaluation.coverage_baselines import BASELINES, baseline_scores
 from scaletot_jax.evaluation.coverage_point import PLACEBOS, Everyone, Reasoned, placebo, score_heads, summaries
+from scaletot_jax.evaluation.draws import across
+from scaletot_jax.evaluation.feature_sets import field_codes
 from scaletot_jax.evaluation.metrics import rps_rows
+from scaletot_jax.evaluation.predictions import Rows, Target
 from scaletot_jax.files import read_arrays, read_json, read_table, seal, sealed, write_arrays, write_json, write_table
+from scaletot_jax.profiles.keys import coarse_keys
 from scaletot_jax.profiles.prepare import Population, open_population
 from scaletot_jax.profiles.split import TRAIN, UNUSED
 from scaletot_jax.progress import Progress
@@ -35,6 +43,8 @@ from scaletot_jax.student.labelled import base_rate
 from scaletot_jax.student.policy import Student, encode_prompts, load_student
 from scaletot_jax.student.states import profile_ids, reasoning_states, state_stream
 from scaletot_jax.teacher.identity import identity_of_model
+
+_APART = 1000  # between the seeds of two draws: further than heads have seeds
 
 
 class _Profiles(NamedTuple):
@@ -55,7 +65,10 @@ def coverage(run: Run) -> Stage:
         rows        test rows and users; users of the population
         tokens      {pilot, search, student}: of teacher and pilot together, and of one profile for the student
         points      {share, users, profiles, status, why, cost, labels: plentiful | scarce → {status, labelled, systems,
-                    differences, verdict}}; systems are profile, everywhere, own, and those of distill.placebos that can be made
+                    differences, verdict, across}}: of the first draw; systems are profile, everywhere, own, those of
+                    distill.placebos that can be made, and baselines; ``across`` is what
+                    :func:`scaletot_jax.evaluation.draws.across` says of all draws, null where there is one
+        draws       how many
         curves      labels → system → {rise, bend, sentence}
 
     Raises:
@@ -72,9 +85,10 @@ def coverage(run: Run) -> Stage:
         "coverage",
         sections=("seed", "distill", "head", "evaluate", "coverage.folds", "coverage.chains"),
         needs=("prepare", "teach", "sft", "osipo", "distill"),
-        extra=identity_of_model(run.config),
+        extra=identity_of_model(run.config) | {"baselines": sorted(BASELINES)},  # points made without them do not fit
     )
-    if not (stage.done and read_json(stage.path("coverage.json"))["shares"] == shares):
+    wanted = {"shares": shares, "draws": settings["draws"]}
+    if not (stage.done and read_json(stage.path("coverage.json")).items() >= wanted.items()):
         _make(run, stage, shares)
     found = read_json(stage.path("coverage.json"))
     _price(stage, found, settings)
@@ -82,49 +96,81 @@ def coverage(run: Run) -> Stage:
 
 
 def _make(run: Run, stage: Stage, shares: list[float]) -> None:
-    settings, seed = run.config["coverage"], run.config["seed"]
     population = open_population(run)
     numbers = np.flatnonzero(pc.not_equal(population.table["split"], UNUSED).to_numpy())
     table = population.table.take(pa.array(numbers))
     population = population._replace(table=table)
     groups, split = (np.asarray(table[name].to_pylist(), object) for name in ("group", "split"))
-    rank = curve.ranks(groups, seed)
-    profiles = _ordered_profiles(table, rank, curve.reasoned(rank, shares[-1]))
-    everyone = _everyone(population, groups, split, profiles.of_row, numbers)
-    names, states, ends, student_tokens = _states(run, stage, population, profiles)
+    everyone = _everyone(population, groups, split, numbers)
     known = np.isin(split.astype(str), ("distill", "head"))
     base_distribution = base_rate(everyone.labels[known].astype(np.int64), everyone.horizon + 1)
     y = everyone.labels[everyone.test]
     base = rps_rows(y, np.tile(base_distribution, (len(y), 1)))
+    draws = _draws(run)
+    for draw in draws:
+        _make_draw(run, stage, shares, draw, population, everyone, split, base)
+    _finish(run, stage, shares, draws, everyone, base)
+
+
+class _Draw(NamedTuple):
+    """One draw of the reasoned users."""
+
+    number: int
+    seed: int  # of the order of the users, of folds, choices, weights and heads
+    folder: str  # of its files, in the stage's folder
+
+
+def _draws(run: Run) -> list[_Draw]:
+    seed, count = run.config["seed"], run.config["coverage"]["draws"]
+    return [_Draw(i, seed + _APART * i, f"draw-{i}/" if i else "") for i in range(count)]
+
+
+def _make_draw(
+    run: Run,
+    stage: Stage,
+    shares: list[float],
+    draw: _Draw,
+    population: Population,
+    everyone: Everyone,
+    split: np.ndarray,
+    base: np.ndarray,
+) -> None:
+    """The points of one draw."""
+    rank = curve.ranks(everyone.groups, draw.seed)
+    profiles = _ordered_profiles(population.table, rank, curve.reasoned(rank, shares[-1]))
+    everyone = everyone._replace(profile=profiles.of_row)
+    names, states, ends, student_tokens = _states(run, stage, population, profiles, draw.folder)
     tokens = _teacher_tokens(run, student_tokens)
-    fold = curve.folds(groups, settings["folds"], seed)
-    with Progress("coverage", len(shares), "points") as progress:
+    fold = curve.folds(everyone.groups, run.config["coverage"]["folds"], draw.seed)
+    with Progress(f"coverage{f', draw {draw.number}' if draw.number else ''}", len(shares), "points") as progress:
         for share in shares:
-            name = f"points/{share:.6f}"
-            files = [stage.path(f"{name}.{kind}") for kind in ("parquet", "json")]
+            files = _point_files(stage, draw, share)
             if not all(map(sealed, files)):
                 member = curve.reasoned(rank, share)
                 some = profiles.of_row[member]
                 reasoned = Reasoned(member, states[some], ends[some], tuple(names))
-                point, rows = _point(run, everyone, reasoned, split, fold, profiles, base)
+                point, rows = _point(run, draw.seed, population, everyone, reasoned, split, fold, base)
                 point |= {"share": share, "tokens": tokens._asdict()}
                 write_table(files[0], rows)
                 write_json(files[1], point)
                 for path in files:
                     seal(path)
             progress.advance(note=f"{share:.2%}")
-    _finish(run, stage, shares, everyone, base, tokens)
 
 
-def _everyone(
-    population: Population, groups: np.ndarray, split: np.ndarray, profile: np.ndarray, numbers: np.ndarray
-) -> Everyone:
+def _point_files(stage: Stage, draw: _Draw, share: float) -> list[Path]:
+    """Rows and figures of one point."""
+    return [stage.path(f"{draw.folder}points/{share:.6f}.{kind}") for kind in ("parquet", "json")]
+
+
+def _everyone(population: Population, groups: np.ndarray, split: np.ndarray, numbers: np.ndarray) -> Everyone:
+    """All but the number of each row's profile, which follows from the draw."""
     table, space, label = population.table, population.features, population.schema.labels.days
     features = space.encode(table)
     return Everyone(
         space, Inputs(*features), space.dense(features), np.array([field.role == "early" for field in space.fields]),
         table[label.column].cast(pa.float64()).to_numpy(), label.horizon, groups, np.flatnonzero(split == "test"),
-        profile, np.isin(split.astype(str), TRAIN), numbers,
+        np.zeros(len(groups), np.int64), np.isin(split.astype(str), TRAIN), numbers,
     )  # fmt: skip
 
 
@@ -142,7 +188,7 @@ def _ordered_profiles(table: pa.Table, rank: np.ndarray, largest: np.ndarray) ->
 
 
 def _states(
-    run: Run, stage: Stage, population: Population, profiles: _Profiles
+    run: Run, stage: Stage, population: Population, profiles: _Profiles, folder: str = ""
 ) -> tuple[list[str], np.ndarray, np.ndarray, float]:
     """Segment names; of every needed profile the mean state [needed, K, D] and that at its prompt's end [needed, D]; the
     student's tokens a profile.
@@ -158,9 +204,9 @@ def _states(
     missing = [i for i, key in enumerate(profiles.keys) if key not in known]
     plan = [missing[i : i + store.BLOCK] for i in range(0, len(missing), store.BLOCK)]
     plan = [block for block in plan if block[0] < profiles.needed]
-    files = [stage.path(f"states/block-{i:05d}.safetensors") for i in range(len(plan))]
+    files = [stage.path(f"{folder}states/block-{i:05d}.safetensors") for i in range(len(plan))]
     left = [i for i, path in enumerate(files) if not sealed(path)]
-    stated = stage.path("states/student.json")
+    stated = stage.path(f"{folder}states/student.json")
     if left or not sealed(stated):
         _read_states(
             run, population, profiles, [(plan[i], files[i]) for i in left], layer, chains, stated, len(plan)
@@ -227,17 +273,18 @@ def _teacher_tokens(run: Run, student: float) -> curve.Tokens:
 
 def _point(
     run: Run,
+    seed: int,
+    population: Population,
     everyone: Everyone,
     reasoned: Reasoned,
     split: np.ndarray,
     fold: np.ndarray,
-    profiles: _Profiles,
     base: np.ndarray,
 ) -> tuple[dict[str, Any], pa.Table]:
     """One point's figures and the rows they were made of."""
-    config, seed, member = run.config, run.config["seed"], reasoned.member
+    config, member = run.config, reasoned.member
     users = len(np.unique(everyone.groups[member].astype(str)))
-    distinct = len(np.unique(profiles.of_row[member]))
+    distinct = len(np.unique(everyone.profile[member]))
     point: dict[str, Any] = {"users": users, "profiles": distinct, "status": "run", "why": None, "labels": {}}
     rows: list[pa.Table] = []
     if why := curve.not_run(users):
@@ -255,6 +302,7 @@ def _point(
             if mode == "labels" or mode not in placebos:  # the others know no label
                 placebos[mode] = placebo(mode, everyone, reasoned, labelled.head, fold, config["distill"], seed)
         scores = score_heads(everyone, z, predicted, member, labelled, config["head"], seed, placebos)
+        scores |= baseline_scores(*_known(population, everyone, labelled, config["head"], seed))
         judged = curve.judge(
             scores, everyone.labels[everyone.test], base, everyone.groups[everyone.test].astype(str),
             resamples=config["evaluate"]["bootstrap"], level=config["evaluate"]["level"], seed=seed,
@@ -265,6 +313,19 @@ def _point(
     return point, _rows(rows)
 
 
+def _known(
+    population: Population, everyone: Everyone, labelled: curve.Labelled, head: dict[str, Any], seed: int
+) -> tuple[Known, Target]:
+    """What the baselines may read."""
+    table, fields = population.table, tuple(population.fields)
+    names = tuple(field.name for field in fields if field.kind != "text")
+    known = Known(
+        Rows(labelled.head, labelled.val, everyone.test), everyone.dense, field_codes(table, fields, labelled.head), names,
+        coarse_keys(table, fields), everyone.groups, seed, head,
+    )  # fmt: skip
+    return known, Target(population.schema.labels.days.column, "days", everyone.horizon, everyone.labels)
+
+
 def _system_rows(everyone: Everyone, labels: str, system: str, scores: curve.Scores) -> pa.Table:
     size = len(everyone.test)
     return pa.table(
@@ -272,7 +333,7 @@ def _system_rows(everyone: Everyone, labels: str, system: str, scores: curve.Sco
             "labels": pa.array([labels] * size, pa.string()),
             "system": pa.array([system] * size, pa.string()),
             "row": pa.array(everyone.numbers[everyone.test], pa.int64()),
-            "rps": pa.array(scores.rps, pa.float64()),
+            "rps": pa.array(scores.rps if scores.rps is not None else [None] * size, pa.float64()),
             "expected": pa.array(scores.expected, pa.float64()),
         }
     )
@@ -290,30 +351,42 @@ def _rows(tables: list[pa.Table]) -> pa.Table:
 
 
 def _finish(
-    run: Run, stage: Stage, shares: list[float], everyone: Everyone, base: np.ndarray, tokens: curve.Tokens
+    run: Run, stage: Stage, shares: list[float], draws: list[_Draw], everyone: Everyone, base: np.ndarray
 ) -> None:
-    """Joins the points, says where the curves rise and bend, and records the stage."""
-    points = [read_json(stage.path(f"points/{share:.6f}.json")) for share in shares]
-    tables = [read_table(stage.path(f"points/{share:.6f}.parquet")) for share in shares]
+    """Joins the points, says where the curves rise and bend and what all draws say, and records the stage."""
+    files = [[_point_files(stage, draw, share) for share in shares] for draw in draws]
+    points = [read_json(figures) for _, figures in files[0]]
+    tables = [[read_table(rows) for rows, _ in of_draw] for of_draw in files]
     stage.path("stage.json").unlink(missing_ok=True)  # of other points: it would not match what is written now
     whole = pa.concat_tables(
-        t.add_column(0, "share", pa.array([share] * t.num_rows, pa.float64())) for share, t in zip(shares, tables)
+        t.add_column(0, "draw", pa.array([draw.number] * t.num_rows, pa.int32())).add_column(
+            0, "share", pa.array([share] * t.num_rows, pa.float64())
+        )
+        for draw, of_draw in zip(draws, tables)
+        for share, t in zip(shares, of_draw)
     )
     write_table(stage.path("coverage.parquet"), whole)
     groups = everyone.groups[everyone.test].astype(str)
+    tokens = curve.Tokens(**points[0]["tokens"])
     resampling = {
         "resamples": run.config["evaluate"]["bootstrap"], "level": run.config["evaluate"]["level"], "seed": run.config["seed"]
     }  # fmt: skip
     curves: dict[str, dict[str, Any]] = {}
     for labels in curve.LABELS:
+        scored = [[_rps(t, labels) for t in of_draw] for of_draw in tables]  # draw, point → system → [T]
+        for i, point in enumerate(points):
+            if labels in point["labels"]:
+                every = [of_draw[i] for of_draw in scored if of_draw[i]]
+                point["labels"][labels]["across"] = (
+                    across(every, base, groups, **resampling) if len(every) > 1 else None
+                )
         curves[labels] = {}
         for system in curve.SYSTEMS:
             line, rps = [], []
-            for point, rows in zip(points, tables):
-                if point["labels"].get(labels, {}).get("status") != "run":
+            for point, found in zip(points, scored[0]):
+                if not found:
                     continue
-                mask = pc.and_(pc.equal(rows["labels"], labels), pc.equal(rows["system"], system))
-                rps.append(rows.filter(mask)["rps"].to_numpy())
+                rps.append(found[system])
                 spent = curve.cost(tokens, point["profiles"], 0, 0)["tokens"]
                 skill = point["labels"][labels]["systems"][system]["rps_skill"]["estimate"]
                 line.append({"share": point["share"], "tokens": spent, "skill": skill})
@@ -321,6 +394,7 @@ def _finish(
     report = {
         "metric": "rps_skill",
         "shares": shares,
+        "draws": len(draws),
         "rows": {
             "test": len(everyone.test), "test_users": len(set(groups)),
             "users": len(np.unique(everyone.groups.astype(str))),
@@ -335,6 +409,13 @@ def _finish(
     write_json(stage.path("coverage.json"), report)
     summary = {"curves": curves, "points": len(points), "run": sum(p["status"] == "run" for p in points)}
     stage.finish(["coverage.json", "coverage.parquet"], summary=summary)
+
+
+def _rps(rows: pa.Table, labels: str) -> dict[str, np.ndarray]:
+    """System → RPS of the test rows; none where these labels were not run, or for a system without a distribution."""
+    some = rows.filter(pc.and_(pc.equal(rows["labels"], labels), pc.is_valid(rows["rps"])))
+    names = list(dict.fromkeys(some["system"].to_pylist()))
+    return {name: some.filter(pc.equal(some["system"], name))["rps"].to_numpy() for name in names}
 
 
 def _price(stage: Stage, found: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -371,7 +452,7 @@ def show(workdir: str | Path) -> str:
                 continue
             cells = (_cell(one["systems"][system]["rps_skill"]) for system in curve.SYSTEMS)
             lines.append(start + f"{labels:10}" + "".join(f"{cell:>28}" for cell in cells))
-            lines += _rivals(one)
+            lines += _rivals(one) + _across(one)
     for labels, systems in found["curves"].items():
         lines += [
             f"{labels}, {system}: {one['sentence']}" for system, one in systems.items() if system != curve.PROFILE
@@ -388,6 +469,19 @@ def _rivals(one: dict[str, Any]) -> list[str]:
     ]
     missing = one["verdict"]["not_run"]
     return [*lines, f"{'':28}{one['verdict']['word']}" + (f"; not run: {', '.join(missing)}" if missing else "")]
+
+
+def _across(one: dict[str, Any]) -> list[str]:
+    """The same over all draws of the reasoned users."""
+    found = one.get("across")
+    if not found:
+        return []
+    lines = [f"{'':28}over {found['draws']} draws: {found['verdict']['word']}"]
+    for name in curve.RIVALS:
+        if difference := found["differences"].get(f"{curve.EVERYWHERE} - {name}"):
+            each = " ".join(f"{value:+.3f}" for value in difference["by_draw"])
+            lines.append(f"{'':30}ẑ minus {name}: {_cell(difference)}   {each}")
+    return lines
 
 
 def _cell(value: dict[str, float | None]) -> str:

@@ -79,7 +79,7 @@ def labelled_rows(labels: str, split: np.ndarray, member: np.ndarray, groups: np
 class Scores(NamedTuple):
     """What one system says of the T test rows."""
 
-    rps: np.ndarray  # [T] ranked probability score of each row
+    rps: np.ndarray | None  # [T] ranked probability score of each row; None: the system says no distribution
     expected: np.ndarray  # [T] expected label
 
 
@@ -91,18 +91,19 @@ def judge(
         RPS skill = 1 − Σ w RPS / Σ w RPS_base        0: no better than the base rate
 
     Args:
-      scores: by system, any of :data:`SYSTEMS` and :data:`RIVALS`.
+      scores: by system, any of :data:`SYSTEMS` and :data:`RIVALS`, and baselines.
       y: [T] labels; base: [T] RPS of the base rate; groups: [T].
       resamples, level, seed: of the bootstrap.
 
     Returns:
       ``systems`` → metric → {estimate, low, high}; ``differences`` "a - b" → the same, a minus b, both metrics being better when
-      larger; and ``verdict``: what :func:`scaletot_jax.evaluation.verdict.decide` says of ẑ everywhere by RPS skill, its required
+      larger (no RPS skill of a system without a distribution); and ``verdict``: what :func:`scaletot_jax.evaluation.verdict.decide` says of ẑ everywhere by RPS skill, its required
       rivals being the profile alone and the four placebos.
     """
     functions = {}
     for name, one in scores.items():
-        functions[name, "rps_skill"] = lambda w, rps=one.rps: 1 - (w @ rps) / (w @ base)
+        if one.rps is not None:
+            functions[name, "rps_skill"] = lambda w, rps=one.rps: 1 - (w @ rps) / (w @ base)
         functions[name, "spearman"] = lambda w, expected=one.expected: metrics.spearman(y, expected, w)
     whole = np.ones((1, len(y)))
     points = {key: float(function(whole)[0]) for key, function in functions.items()}
@@ -112,14 +113,15 @@ def judge(
         systems[key[0]][key[1]] = percentile_interval(point, samples[key], level).to_dict()
     differences: dict[str, Any] = {}
     gains: dict[str, Gain] = {}
-    rivals = [name for name in scores if name in RIVALS]
-    for a, b in (*DIFFERENCES, *((EVERYWHERE, name) for name in rivals if name != PROFILE)):
+    others = [name for name in scores if name not in SYSTEMS]
+    for a, b in (*DIFFERENCES, *((EVERYWHERE, name) for name in others)):
         if a in scores and b in scores:
             found = {
                 metric: paired_difference(
                     points[a, metric], points[b, metric], samples[a, metric], samples[b, metric], level
                 )
                 for metric in ("rps_skill", "spearman")
+                if (a, metric) in points and (b, metric) in points
             }
             differences[f"{a} - {b}"] = {metric: interval.to_dict() for metric, interval in found.items()}
             if a == EVERYWHERE and b in RIVALS:

@@ -1,6 +1,7 @@
 """The stage on a run with a made-up student: nested points, one pass of the student, kills, other points and prices."""
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from encoder.made_up_run import MadeUpStudent, files, open_run
@@ -10,6 +11,7 @@ from scaletot_jax.encoder.model import describe
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.evaluation import cover, coverage_point
 from scaletot_jax.evaluation import coverage as curve
+from scaletot_jax.evaluation.coverage_baselines import BASELINES
 from scaletot_jax.evaluation.verdict import HURT, UNDECIDED
 from scaletot_jax.files import read_json, write_json, write_table
 from scaletot_jax.profiles.prepare import open_population
@@ -19,7 +21,7 @@ from scaletot_jax.student.states import state_stream
 
 SMALL = {
     "distill__steps": 25, "distill__pool": 0, "distill__placebos": ("random",), "coverage__points": (0.05, 0.8), "coverage__folds": 2,
-    "head__seeds": 1, "head__steps": 50,
+    "coverage__draws": 2, "head__seeds": 1, "head__steps": 50,
 }  # fmt: skip
 
 
@@ -73,7 +75,8 @@ def test_points_and_systems(made):
     assert [p["status"] for p in found["points"]] == ["not run", "run"] and "30 reasoned" in found["points"][0]["why"]
     labels = found["points"][1]["labels"]
     for one in labels.values():
-        assert set(one["systems"]) == {"profile", "everywhere", "own", "random"}  # of the placebos as configured
+        assert set(one["systems"]) == {"profile", "everywhere", "own", "random", *BASELINES}  # placebos as configured
+        assert set(one["systems"]["ridge"]) == {"spearman"} and "rps_skill" in one["systems"]["segment_mean"]
         assert one["verdict"]["not_run"] == ["labels", "shuffled", "prompt_end"]
         assert one["verdict"]["word"] in (HURT, UNDECIDED) and set(one["verdict"]["p_holm"]) == {"profile", "random"}
     assert 0 < labels["scarce"]["labelled"] < labels["plentiful"]["labelled"]
@@ -82,7 +85,9 @@ def test_points_and_systems(made):
     assert costs == [130 * p["profiles"] for p in found["points"]] and costs == sorted(costs)
     assert "no curve" in found["curves"]["scarce"]["own"]["sentence"]  # of one point
     rows = pq.read_table(run.workdir / "coverage" / "coverage.parquet")
-    assert rows.num_rows == 2 * 4 * found["rows"]["test"] and np.isfinite(rows["rps"].to_numpy()).all()
+    assert rows.num_rows == 2 * 2 * (4 + len(BASELINES)) * found["rows"]["test"]
+    unsaid = set(rows.filter(pc.is_null(rows["rps"]))["system"].to_pylist())
+    assert unsaid <= set(BASELINES) and np.isfinite(rows["rps"].drop_null().to_numpy()).all()
     split = np.asarray(cover.open_population(run).table["split"].to_pylist(), object)
     assert split[0] == UNUSED and found["rows"]["test"] == (split == "test").sum()
     assert set(rows["row"].to_pylist()) == set(np.flatnonzero(split == "test"))
@@ -90,12 +95,35 @@ def test_points_and_systems(made):
     assert "z where available" in said and "ẑ minus random" in said and "not run: labels, shuffled, prompt_end" in said
 
 
+def test_every_draw_has_users_of_its_own_and_the_rule_is_applied_over_all(made):
+    run, *_ = made
+    folder = run.workdir / "coverage"
+    found, rows = read_json(folder / "coverage.json"), pq.read_table(folder / "coverage.parquet")
+    assert found["draws"] == 2 and found["points"][0]["labels"] == {}
+    first, other = (read_json(folder / part / "points" / "0.800000.json") for part in ("", "draw-1"))
+    assert (
+        first["labels"]["scarce"]["labelled"] != other["labels"]["scarce"]["labelled"]
+        and first["users"] == other["users"]
+    )
+    for labels, one in found["points"][1]["labels"].items():
+        over = one["across"]
+        for name, skill in over["skill"].items():
+            each = [point["labels"][labels]["systems"][name]["rps_skill"]["estimate"] for point in (first, other)]
+            np.testing.assert_allclose(skill["by_draw"], each, rtol=1e-9)
+            some = rows.filter(pc.and_(pc.equal(rows["labels"], labels), pc.equal(rows["system"], name)))
+            assert set(some["draw"].to_pylist()) == {0, 1}
+        gap = over["differences"]["everywhere - random"]
+        assert gap["estimate"] == pytest.approx(np.mean(gap["by_draw"])) and gap["low"] < gap["estimate"] < gap["high"]
+        assert over["verdict"]["not_run"] == ["labels", "shuffled", "prompt_end"]
+    assert "over 2 draws" in cover.show(run.workdir)
+
+
 def test_states_are_read_once_and_not_those_that_distillation_has(made):
     run, student, calls = made
     known = pq.read_table(run.workdir / "distill" / "profiles.parquet").num_rows
-    blocks = list((run.workdir / "coverage" / "states").glob("block-*"))
+    blocks = list((run.workdir / "coverage").glob("**/states/block-*"))
     profiles = read_json(run.workdir / "coverage" / "coverage.json")["points"][-1]["profiles"]
-    assert calls == len(blocks) <= -(-(600 - known) // 32) and 32 * calls >= 0.5 * (profiles - known)
+    assert calls == len(blocks) <= 2 * -(-(600 - known) // 32) and 32 * calls >= (profiles - known)
     cover.coverage(run)
     assert student.calls == calls
 
@@ -104,7 +132,7 @@ def test_a_killed_point_is_made_again_to_the_same_bytes(made, monkeypatch):
     run, student, calls = made
     folder = run.workdir / "coverage"
     before = files(folder)
-    for name in ("stage.json", "coverage.json", "points/0.800000.json", "states/block-00001.safetensors"):
+    for name in ("stage.json", "coverage.json", "draw-1/points/0.800000.json", "states/block-00001.safetensors"):
         (folder / name).unlink()
     honest = cover.write_json
 
@@ -141,7 +169,7 @@ def test_the_regression_spreads_states_over_training_rows_nobody_reasoned_about(
     groups, split = (np.asarray(population.table[name].to_pylist(), object) for name in ("group", "split"))
     rank = curve.ranks(groups, 0)
     profiles = cover._ordered_profiles(population.table, rank, curve.reasoned(rank, 0.5))
-    everyone = cover._everyone(population, groups, split, profiles.of_row, np.arange(len(groups)))
+    everyone = cover._everyone(population, groups, split, np.arange(len(groups)))._replace(profile=profiles.of_row)
     member = curve.reasoned(rank, 0.5)
     learns = np.flatnonzero(member)[:60]
     visits = np.log1p(population.table["visits_30"].to_numpy().astype(float))
@@ -162,7 +190,7 @@ def test_a_placebo_is_distilled_from_other_targets_and_never_from_a_row_s_own_la
     groups, split = (np.asarray(population.table[name].to_pylist(), object) for name in ("group", "split"))
     rank = curve.ranks(groups, 0)
     profiles = cover._ordered_profiles(population.table, rank, curve.reasoned(rank, 0.5))
-    everyone = cover._everyone(population, groups, split, profiles.of_row, np.arange(len(groups)))
+    everyone = cover._everyone(population, groups, split, np.arange(len(groups)))._replace(profile=profiles.of_row)
     member = curve.reasoned(rank, 0.5)
     rng = np.random.default_rng(0)
     states = rng.normal(size=(profiles.needed, 2, 6))
