@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scaletot_jax.files import read_arrays, seal, sealed, write_arrays
+from scaletot_jax.run import Stage
 from scaletot_jax.student.states import ReasoningStates
 
 BLOCK = 32  # profiles a block: what a kill can cost
@@ -34,6 +35,11 @@ def plan_blocks(*counts: int) -> list[Block]:
         for start in range(begin, end, BLOCK):
             out.append(Block(f"states/block-{len(out):05d}.safetensors", start, min(start + BLOCK, end)))
     return out
+
+
+def distilled_blocks(stage: Stage) -> list[Block]:
+    """Those of a finished stage ``distill``, in the order of its profiles.parquet: each student's profiles lie apart."""
+    return plan_blocks(*stage.summary()["profiles_by_student"])
 
 
 def missing_blocks(directory: Path, blocks: Iterable[Block]) -> list[Block]:

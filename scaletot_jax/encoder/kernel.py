@@ -25,7 +25,9 @@ from scaletot_jax.profiles.features import PADDING
 PENALTIES = tuple(10.0**power for power in np.arange(-3, 1.51, 0.5))
 WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)  # tried for each field
 START = 0.1
-MAX_ROWS = 3000  # training profiles kept; the first ones
+MAX_ROWS = (
+    3000  # training profiles that a caller should fit at once: time grows with their cube, memory with their square
+)
 SEARCH_ROWS = 400  # rows on which the weights are chosen: their number costs its cube
 
 
@@ -173,13 +175,12 @@ def fit_kernel(
 
     Args:
       spec: of the encoder's inputs.
-      rows: N profiles.
+      rows: N profiles, at best no more than :data:`MAX_ROWS`; the weights are chosen on the first :data:`SEARCH_ROWS`.
       targets: [N, J]; the scale of a component is its say in the choice of the weights.
       groups: [N].
       words: as in :func:`field_kernels`.
     """
-    rows = Inputs(*(np.asarray(part)[:MAX_ROWS] for part in rows))
-    targets, groups = targets[:MAX_ROWS], groups[:MAX_ROWS]
+    rows = Inputs(*(np.asarray(part) for part in rows))
     mean = targets.mean(0)
     centred = targets - mean
     few = np.arange(min(len(targets), SEARCH_ROWS))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scaletot_jax.encoder.kernel import Words, fit_kernel, predict_kernel
+from scaletot_jax.encoder.kernel import MAX_ROWS, Words, fit_kernel, predict_kernel
 from scaletot_jax.encoder.model import EncoderSpec, Inputs
 from scaletot_jax.encoder.selection import Profiles
 from scaletot_jax.profiles.split import TRAIN, unit_hash
@@ -24,7 +24,9 @@ class Spread(NamedTuple):
     """What training sees in the place of the distilled profiles alone."""
 
     inputs: Inputs  # train profiles, then the pool
-    targets: tuple[np.ndarray, ...]  # for each segment [T + Q, d_k], expected by the regression
+    targets: tuple[
+        np.ndarray, ...
+    ]  # for each segment [T + Q, d_k], expected by the regression; beyond its limit one's own
     record: dict[str, Any]  # weights of the fields and the error, for the summary
 
 
@@ -57,6 +59,9 @@ def spread(
 ) -> Spread:
     """Fits the regression on the training profiles and asks it about them and the pool.
 
+    It is fitted on at most :data:`~scaletot_jax.encoder.kernel.MAX_ROWS` of them, drawn at random; the others keep their own
+    targets, noisier and as good on average, so that no state is thrown away.
+
     Args:
       spec: of the encoder.
       train: T profiles with targets.
@@ -66,11 +71,18 @@ def spread(
       words: likeness of values, see :func:`scaletot_jax.encoder.kernel.field_kernels`.
     """
     widths = np.cumsum([target.shape[1] for target in targets])[:-1]
-    fit = fit_kernel(spec, train, np.concatenate(targets, 1), groups, words)
+    own, fitted = np.concatenate(targets, 1), np.arange(len(groups))
+    if len(groups) > MAX_ROWS:
+        fitted = np.sort(np.random.default_rng(0).permutation(len(groups))[:MAX_ROWS])
+    some = Inputs(*(np.asarray(part)[fitted] for part in train))
+    fit = fit_kernel(spec, some, own[fitted], groups[fitted], words)
     whole = Inputs(*(np.concatenate([np.asarray(a), np.asarray(b)]) for a, b in zip(train, pool)))
     expected = predict_kernel(fit, spec, whole, words)
+    beyond = np.setdiff1d(np.arange(len(groups)), fitted)
+    expected[beyond] = own[beyond]
     record = {
         "profiles": len(groups),
+        "fitted": len(fitted),
         "pool": len(pool.cat),
         "left_out_error": fit.error,
         "weights": {name: float(weight) for name, weight in zip(spec.fields, fit.weights)},

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scaletot_jax.encoder.whiten import Whitening, fit_whitening, whiten
+from scaletot_jax.errors import DataError
 
 THRESHOLDS = (0.25, 0.5, 0.75)  # quantiles of a label among the training profiles whose indicators are targets too
 
@@ -72,12 +73,17 @@ def random_targets(names: Sequence[str], dense: np.ndarray, train: np.ndarray, d
 def label_targets(labels: dict[str, np.ndarray], train: np.ndarray) -> Targets:
     """For each label log1p(y), 1[y > 0] and 1[y > q] at its quantiles :data:`THRESHOLDS`, each standardised.
 
+    A label that does not vary among the training profiles teaches nothing and is left out.
+
     Args:
       labels: column → [U], NaN where unknown.
       train: bool [U].
+
+    Raises:
+      DataError: none of them varies.
     """
-    values, statistics, chains = [], [], []
-    for y in labels.values():
+    names, values, statistics, chains = [], [], [], []
+    for name, y in labels.items():
         known = train & np.isfinite(y)
         edges = np.unique(np.r_[0.0, np.quantile(y[known], THRESHOLDS)]) if known.any() else np.zeros(1)
         columns = np.stack(
@@ -85,9 +91,17 @@ def label_targets(labels: dict[str, np.ndarray], train: np.ndarray) -> Targets:
         )
         mean, std = columns[known].mean(0), columns[known].std(0)
         kept = std > 0
+        if not kept.any():
+            continue
+        names.append(name)
         columns, mean, std = columns[:, kept], mean[kept], std[kept]
         whitening = Whitening(mean, np.diag(1 / std), std**2)
         statistics.append(whitening)
         values.append(whiten(whitening, columns))
         chains.append(columns[:, None])
-    return Targets(tuple(labels), tuple(values), tuple(statistics), tuple(chains))
+    if not names:
+        raise DataError(
+            "an encoder cannot learn from labels that are all the same", where=f"labels {', '.join(labels)}",
+            why=f"{int(train.sum())} training profiles", do="leave `labels` out of distill.placebos, or distil more profiles",
+        )  # fmt: skip
+    return Targets(tuple(names), tuple(values), tuple(statistics), tuple(chains))

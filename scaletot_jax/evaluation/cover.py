@@ -261,7 +261,7 @@ def tokens_per_profile(student: Student, texts: list[str], chains: int) -> float
 
 def _distilled_states(distilled: Stage, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     keys = read_table(distilled.path("profiles.parquet"), columns=["exact_key"])["exact_key"].to_pylist()
-    plan = store.plan_blocks(*distilled.summary()["profiles_by_student"])
+    plan = store.distilled_blocks(distilled)
     states = store.read_states(distilled.directory, plan, layer).mean(1)
     return dict(zip(keys, zip(states, store.read_states(distilled.directory, plan, layer, "prompt_end"))))
 

@@ -180,6 +180,7 @@ def _distilled(
     place = unit_hash([str(group) for group in everyone.groups], seed, "coverage select")
     chooses = member & (place < np.quantile(place[member], _SELECT_SHARE))
     learns = _first_of_each(everyone.profile, member & ~chooses)
+    targets = [_mean_of_each(everyone.profile, member & ~chooses, target) for target in targets]
     if not len(learns) or not chooses.any():
         raise DataError("too few reasoned users to distil", why=f"{int(member.sum())} rows")
     select = np.resize(np.flatnonzero(chooses), _SELECT_ROWS)
@@ -237,8 +238,19 @@ def _spread(
     return out, rows
 
 
+def _mean_of_each(profile: np.ndarray, mask: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """[U, d]: for the rows of ``mask`` the mean over those of the same profile. Equal profiles have equal states; not so labels."""
+    rows = np.flatnonzero(mask)
+    _, code = np.unique(profile[rows], return_inverse=True)
+    total = np.zeros((code.max(initial=-1) + 1, target.shape[1]))
+    np.add.at(total, code, target[rows])
+    out = target.copy()
+    out[rows] = (total / np.bincount(code)[:, None])[code]
+    return out
+
+
 def _first_of_each(profile: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The first row of each distinct profile among the rows of ``mask``: equal profiles have equal states."""
+    """The first row of each distinct profile among the rows of ``mask``."""
     rows = np.flatnonzero(mask)
     return rows[np.sort(np.unique(profile[rows], return_index=True)[1])]
 

@@ -184,7 +184,7 @@ def _teacher_answers(run: Run, population: Population, coarse: np.ndarray) -> An
 def _student_answers(run: Run, population: Population, coarse: np.ndarray) -> Answers | None:
     stage = run.finished("distill")
     keys = read_table(stage.path("profiles.parquet"), columns=["exact_key"])["exact_key"].to_pylist()
-    found = [read_arrays(stage.path(block.file))["answers"] for block in store.plan_blocks(len(keys))]
+    found = [read_arrays(stage.path(block.file))["answers"] for block in store.distilled_blocks(stage)]
     return _answers(run, population, coarse, keys, np.concatenate(found).mean(1))
 
 
@@ -197,6 +197,6 @@ def _latent(run: Run) -> tuple[np.ndarray | None, np.ndarray | None]:
         return None, None
     profiles = read_table(stage.path("profiles.parquet"))
     train = np.asarray(profiles["part"].to_pylist(), object) == "train"
-    states = store.read_states(stage.directory, store.plan_blocks(len(train)), record["layer"])[train]
+    states = store.read_states(stage.directory, store.distilled_blocks(stage), record["layer"])[train]
     segments = [whiten(w, states[:, :, k].mean(1)) for k, w in enumerate(encoder.whitening)]
     return profiles["row"].to_numpy()[train], np.concatenate(segments, axis=1)

@@ -5,6 +5,7 @@ import pytest
 from sklearn.kernel_ridge import KernelRidge
 
 from scaletot_jax.encoder import kernel
+from scaletot_jax.encoder import spread as spread_module
 from scaletot_jax.encoder.model import EncoderSpec, Inputs
 
 SPEC = EncoderSpec(
@@ -74,3 +75,18 @@ def test_it_finds_the_field_that_matters_and_shrinks_noise_to_the_mean():
     guess = kernel.predict_kernel(fit, SPEC, Inputs(*(part[200:] for part in x)), chunk=33)
     assert np.corrcoef(guess[:, 0], signal[200:])[0, 1] > 0.9
     assert guess[:, 1].std() < 1 and abs(guess[:, 1].mean() - y[:200, 1].mean()) < 0.5
+
+
+def test_beyond_its_limit_the_regression_keeps_everybody_s_own_state(monkeypatch):
+    x, rng = profiles(90), np.random.default_rng(3)
+    own = [rng.normal(size=(60, 2)), rng.normal(size=(60, 1))]
+    train, pool = (Inputs(*(part[rows] for part in x)) for rows in (slice(60), slice(60, None)))
+    whole = spread_module.spread(SPEC, train, own, np.arange(60), pool)
+    assert whole.record["fitted"] == 60 and (np.abs(whole.targets[0][:60] - own[0]).max(1) > 1e-6).all()
+    monkeypatch.setattr(spread_module, "MAX_ROWS", 40)
+    found = spread_module.spread(SPEC, train, own, np.arange(60), pool)
+    assert found.record["fitted"] == 40 and found.record["profiles"] == 60
+    kept = (found.targets[0][:60] == own[0]).all(1)
+    assert kept.sum() == 20 and not kept[40:].all()  # drawn from all, not cut off at the end
+    assert np.array_equal(found.targets[1][:60][kept], own[1][kept])
+    assert found.targets[0].shape == (90, 2) and np.isfinite(found.targets[0]).all()

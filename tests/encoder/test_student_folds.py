@@ -11,6 +11,7 @@ from scaletot_jax.encoder.blocks import plan_blocks
 from scaletot_jax.encoder.fit import Fitted
 from scaletot_jax.encoder.model import init_params
 from scaletot_jax.errors import DataError
+from scaletot_jax.evaluation.feature_sets import _latent, _student_answers
 from scaletot_jax.files import write_table
 from scaletot_jax.profiles.prepare import open_population
 
@@ -74,6 +75,11 @@ def test_each_fold_has_a_student_that_never_saw_it(tmp_path, monkeypatch):
         seen += [row["exact_key"] for row in states_from]
     teachers = [row["exact_key"] for row in used if row["source"] == "teacher"]
     assert sorted(seen) == sorted(teachers)  # every one is out of exactly one student's training
+    coarse = np.asarray(open_population(run).table["coarse_key"].to_pylist(), object)
+    # What reads the states afterwards finds all of them, in the order of the profiles.
+    assert len(_student_answers(run, open_population(run), coarse).coarse) > 0
+    rows, states = _latent(run)
+    assert len(rows) == len(states) == sum(row["part"] == "train" for row in used)
 
 
 def test_a_student_that_saw_its_fold_is_refused(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """What encoders are asked to reproduce, method and placebos."""
 
 import numpy as np
+import pytest
 
 from scaletot_jax.encoder.targets import label_targets, random_targets, shuffled_targets, whitened_targets
+from scaletot_jax.errors import DataError
 
 PART = np.array(["train"] * 60 + ["select"] * 20 + ["held_out"] * 20, object)
 TRAIN = PART == "train"
@@ -56,3 +58,11 @@ def test_label_targets():
     np.testing.assert_allclose(value[TRAIN & known].std(0), 1, atol=1e-12)
     np.testing.assert_allclose(np.corrcoef(value[known, 0], np.log1p(days[known]))[0, 1], 1)
     assert np.unique(value[known, 1]).size == 2
+
+
+def test_a_label_that_does_not_vary_is_left_out_and_only_such_labels_are_refused():
+    days, never = np.arange(100) % 7.0, np.zeros(100)
+    never[~TRAIN] = 1  # what the others have is not looked at
+    assert label_targets({"paid": never, "days": days}, TRAIN).names == ("days",)
+    with pytest.raises(DataError, match=r"(?s)all the same.*paid.*distill\.placebos"):
+        label_targets({"paid": never}, TRAIN)

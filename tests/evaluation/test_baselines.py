@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from scaletot_jax.evaluation.baselines import sentence_model
+from scaletot_jax.evaluation.baselines import networks, sentence_model
 from scaletot_jax.evaluation.baselines.answers import spread_of, student_answer, teacher_answer
 from scaletot_jax.evaluation.baselines.attributes import linear_map, mapped_latent
 from scaletot_jax.evaluation.baselines.grouped import choose_strength, shrunk_mean
 from scaletot_jax.evaluation.baselines.known import Answers, Known, Missing, NotApplicable
+from scaletot_jax.evaluation.baselines.networks import ordinal_network
 from scaletot_jax.evaluation.baselines.profile_mean import profile_mean
 from scaletot_jax.evaluation.baselines.registry import FITS, SYSTEMS, fit_baselines
 from scaletot_jax.evaluation.baselines.target_encoding import encode
@@ -72,6 +73,21 @@ def test_every_baseline_orders_the_planted_segments(fitted):
             np.testing.assert_allclose(p.distribution.sum(1), 1, atol=1e-6)
         if p.quantiles is not None:
             assert p.quantiles.shape == (len(y), len(LEVELS)) and (np.diff(p.quantiles, axis=1) >= 0).all()
+
+
+def test_bins_of_a_value_have_payers_where_many_pay_the_least_amount_or_few_pay_at_all(monkeypatch):
+    known, target = world(kind="value")
+    untrained = lambda known, target, loss: np.zeros((1, len(known.rows.test), target.horizon), np.float32)  # noqa: E731
+    monkeypatch.setattr(networks, "_fit", untrained)  # only the bins are looked at
+    tied = np.where(np.arange(USERS) % 3 == 0, 0.99, target.labels + 0.99)
+    few = np.zeros(USERS)
+    few[[5, 50, 150, 250]] = 1.0, 4.0, 2.0, 4.0
+    few[300:400:9] = 3.0
+    for labels in (tied, few):
+        (found,) = ordinal_network(known, target._replace(labels=labels))
+        assert np.isfinite(found.mean).all() and (found.mean >= 0).all()
+    with pytest.raises(NotApplicable, match="too few different"):
+        ordinal_network(known, target._replace(labels=np.where(labels > 0, 5.0, 0.0)))
 
 
 def test_no_baseline_reads_a_test_label():

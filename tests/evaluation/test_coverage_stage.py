@@ -183,6 +183,14 @@ def test_the_regression_spreads_states_over_training_rows_nobody_reasoned_about(
     assert not spread[np.setdiff1d(np.arange(len(groups)), rows)].any()
 
 
+def test_labels_of_equal_profiles_are_averaged_within_those_that_learn():
+    profile, target = np.array([4, 2, 4, 2, 9, 4]), np.array([[1.0], [2], [5], [8], [3], [100]], np.float32)
+    mask = np.array([True, True, True, True, True, False])
+    found = coverage_point._mean_of_each(profile, mask, target)
+    assert found[:, 0].tolist() == [3, 5, 3, 5, 3, 100] and found.dtype == np.float32
+    assert target[0, 0] == 1  # the rows of the others, and what was given, stay as they are
+
+
 @pytest.mark.parametrize("mode", coverage_point.PLACEBOS)
 def test_a_placebo_is_distilled_from_other_targets_and_never_from_a_row_s_own_label(made, mode, monkeypatch):
     run, *_ = made

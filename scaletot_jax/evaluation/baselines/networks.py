@@ -35,7 +35,10 @@ def ordinal_network(known: Known, target: Target) -> list[Predictions]:
         raise NotApplicable("for this label it is the head without ẑ")
     y, head = target.labels, known.rows.head
     paid = y[head][y[head] > 0]
-    edges = np.unique(np.quantile(paid, np.linspace(0, 1, BINS + 1)[1:-1])) if len(paid) else np.zeros(0)
+    # Edges are amounts that were paid, the lowest of all left out: so every bin has a payer, also where many pay the same.
+    cuts = np.linspace(0, 1, BINS + 1)[1:-1]
+    edges = np.unique(np.quantile(paid, cuts, method="higher")) if len(paid) else np.zeros(0)
+    edges = edges[edges > paid.min(initial=np.inf)]
     if not len(edges):
         raise NotApplicable("too few different values among the training payers")
     bins = np.where(y > 0, 1 + np.searchsorted(edges, y, side="right"), 0).astype(np.float64)
