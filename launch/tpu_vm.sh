@@ -39,8 +39,9 @@ example, a v5e-16:
   launch/tpu_vm.sh delete --name scaletot-1 --zone us-west4-a
 
 `run` fetches the workdir from the bucket first, so a run that lost its VM goes on from where it was sent last; worker 0
-sends it after every stage. On several hosts every worker runs the same program and all see one workdir: SFT and OSIPO
-use every chip (--config.mesh.data=0), the other stages run on worker 0 while the others wait.
+sends it after every stage. On several hosts every worker runs the same program and all see one workdir: SFT and OSIPO use
+the chips of the mesh, which is to take them all (--config.mesh.fsdp=16 divides the model among 16,
+--config.mesh.data=0 gives each a copy), the other stages run on worker 0 while the others wait.
 
 exit codes: 0 done, 2 a wrong argument (nothing was run), 5 gcloud or git is missing, else gcloud's own.
 TEXT

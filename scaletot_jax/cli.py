@@ -42,7 +42,13 @@ VERBS = {
     "run": "all of the above from prepare to report; finished stages are not done again",
     "reproduce": "run a finished run again from its own record, beside it, and compare: 'scaletot reproduce RUN'; no --config",
     "recipes": "list the recipes that --config takes by name; no --config",
+    "ab": "what an A/B test showed, or how many users one needs; no --config",
 }
+OWN_OPTIONS = ("export", "serve", "watch", "view", "reproduce", "recipes", "ab")  # not read by the parser below
+
+_USAGE = f"""scaletot VERB --config RECIPE [--config.key=value ...] [--workdir DIR] [options, see below]
+       scaletot score --model DIR --table FILE|FOLDER --out DIR [options: 'scaletot score --model DIR --help']
+       scaletot {{{",".join(OWN_OPTIONS)}}} ... [options: 'scaletot VERB --help']"""
 
 _EPILOG = """examples:
   scaletot plan --config quickstart
@@ -61,6 +67,7 @@ configuration, 3 bad input, 4 run directory of another configuration or in use, 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scaletot",
+        usage=_USAGE,
         description="LLM reasoning about sparse users, distilled into a light encoder that serves everyone.",
         epilog="verbs:\n" + "\n".join(f"  {verb:<9} {text}" for verb, text in VERBS.items()) + "\n\n" + _EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -142,7 +149,10 @@ def _execute(arguments: Sequence[str]) -> int:
 
     if population.handles(rest):
         return population.main(rest, overrides)
-    options = _parser().parse_args(rest)
+    parser = _parser()
+    options = parser.parse_args(rest)
+    if options.verb in OWN_OPTIONS:
+        parser.error(f"'{options.verb}' has options of its own and comes first: scaletot {options.verb} --help")
     config = load_config(options.config)
     for key, value in overrides:
         override(config, key, value)

@@ -6,7 +6,7 @@ import os
 import pytest
 import tiny
 
-from scaletot_jax.cli import VERBS, main
+from scaletot_jax.cli import OWN_OPTIONS, VERBS, main
 from scaletot_jax.run import STAGES
 
 
@@ -32,6 +32,24 @@ def test_help_teaches_every_verb(capsys):
     text = capsys.readouterr().out
     assert all(f"  {verb} " in text for verb in VERBS)
     assert "examples:" in text and "Exit codes" in text
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("score", "--help")])
+def test_help_says_where_the_options_of_a_served_model_and_of_other_verbs_are(arguments, capsys):
+    assert call(*arguments) == 0
+    text = capsys.readouterr().out
+    assert "score --model DIR --table FILE|FOLDER --out DIR" in text and "'scaletot score --model DIR --help'" in text
+    assert "'scaletot VERB --help'" in text and all(verb in text.partition("\n\n")[0] for verb in OWN_OPTIONS)
+    assert call("score", "--model", "DIR", "--help") == 0
+    assert "--shard-rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", OWN_OPTIONS)
+def test_a_verb_with_options_of_its_own_lists_them_and_stands_first(verb, recipe, capsys):
+    assert call(verb, "--help") == 0
+    assert f"usage: scaletot {verb}" in capsys.readouterr().out
+    assert call("--config", str(recipe), verb) == 2
+    assert f"scaletot {verb} --help" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

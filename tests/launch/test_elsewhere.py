@@ -59,6 +59,12 @@ def dry(arguments):
     return [*arguments[:end], "--dry-run", *arguments[end:]]
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "launch").iterdir() if path.is_file()))
+def test_what_begins_with_an_interpreter_can_be_run_and_nothing_else(script):
+    path = ROOT / "launch" / script
+    assert os.access(path, os.X_OK) == path.read_bytes().startswith(b"#!")
+
+
 @pytest.mark.parametrize("name", DRY_RUNS)
 def test_dry_run_prints_the_golden_commands_and_calls_nothing(checkout, tmp_path, name):
     script, arguments = DRY_RUNS[name]
