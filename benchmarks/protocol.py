@@ -1,6 +1,6 @@
 """What difference can the test sets of docs/protocol.md detect? Simulated before any run, without a label of a test row.
 
-    SCALETOT_DATA=… python benchmarks/protocol.py [--recipes configs/oulad.py …] [--sets 2000]
+    SCALETOT_DATA=… python benchmarks/protocol.py [--recipes configs/oulad.py …] [--sets 2000] [--labelled N]
 
 For each recipe, two predictions are fitted that differ in nothing real: from the profile alone, and from the profile beside
 64 random functions of it, which is what a ẑ without knowledge looks like. Each is a ridge regression, whose mean and residual
@@ -12,7 +12,8 @@ users are drawn from these rows by user, an effect δ is added, and the least δ
 lies above zero in 80 % of the sets is the minimum detectable difference: for one comparison at 95 %, and for the worst of the
 five rivals that the verdict asks for, after Holm (level 1 − .05/5).
 
-Labels are scarce (7.32 % of all users, drawn from the same splits) or plentiful (all rows of those splits).
+Labels are scarce (7.32 % of all users, or ``--labelled``, drawn from the same splits) or plentiful (all rows of those splits). A
+head of the coverage curve has the labels of fewer: of those reasoned users that lie in the splits distill and head.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ def main() -> None:
     folder = Path(__file__).parent.parent / "configs"
     parser.add_argument("--recipes", nargs="*", default=[str(folder / f"{name}.py") for name in RECIPES])
     parser.add_argument("--sets", type=int, default=2000)
+    parser.add_argument("--labelled", type=int, default=0, help="users with scarce labels (default: 7.32 %% of all)")
     options = parser.parse_args()
     print(
         f"{'recipe':20}{'rows':>7}{'test rows':>11}{'users':>7}{'labels':>9}{'labelled':>9}{'RPS base':>10}{'one':>8}{'Holm':>8}"
     )
     found = []
     for path in options.recipes:
-        for line in detectable(path, options.sets):
+        for line in detectable(path, options.sets, options.labelled):
             found.append(line)
             print(
                 f"{line['recipe']:20}{line['rows']:>7,}{line['test_rows']:>11,}{line['test_users']:>7,}{line['labels']:>10}"
@@ -60,7 +62,7 @@ def main() -> None:
     print(json.dumps({"benchmark": "protocol", "machine": harness.machine(), "tables": found}))
 
 
-def detectable(recipe: str, sets: int) -> list[dict]:
+def detectable(recipe: str, sets: int, labelled: int = 0) -> list[dict]:
     """Both rows of one recipe: labels scarce and plentiful."""
     config = load_config(recipe).to_dict()
     table, schema = load(config["data"], seed=config["seed"])
@@ -84,7 +86,7 @@ def detectable(recipe: str, sets: int) -> list[dict]:
     for labels in ("scarce", "plentiful"):
         chosen = np.ones(len(users), bool)
         if labels == "scarce":
-            wanted = round(SCARCE * everyone)
+            wanted = labelled or round(SCARCE * everyone)
             distinct = np.unique(place)
             chosen = place <= distinct[min(wanted, len(distinct)) - 1]
         difference, base = out_of_fold(y, label.horizon, dense, noise, users, chosen)
