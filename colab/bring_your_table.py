@@ -20,10 +20,10 @@
 # is spent → the run → every user scored → a verdict that can say *no*, and how to read it. Without a table of your own the
 # notebook makes one up, so that it runs as it stands.
 #
-# **Hardware.** It fits a CPU, a v5e-1 and a T4, and was run on a CPU only: no speed is promised for the others. Behind that are
-# compilers' own figures (`benchmarks/RESULTS.md`). On a v5e-1 the SFT step of this very configuration needs 0.62 and the OSIPO update 0.72
-# of 15.75 GiB. XLA for CPU gives 2.5 GiB for the OSIPO update of SmolLM2-135M with all its layers on 8 prompts × 4 chains, twice the
-# batch here. A T4 has 16 GB; nothing was compiled for it.
+# **Hardware.** It was run on a CPU only. For a v5e-1 there are the TPU compiler's own figures (`benchmarks/RESULTS.md`): the SFT step of
+# this very configuration needs 0.62 and the OSIPO update 0.72 of 15.75 GiB, so it fits; how fast it is there, nobody has measured. For GPUs
+# nothing was compiled or run. XLA for CPU gives 2.5 GiB for the OSIPO update of SmolLM2-135M with all its layers on 8 prompts × 4 chains,
+# twice the batch here; a T4 has 16 GB, and whether it is enough is not known.
 
 # %% [markdown]
 # ## Install

@@ -286,5 +286,5 @@ for name, heights in credit_accuracy.items():
 
 # %% [markdown]
 # Better credit is not the same as faster learning: look at both figures before you choose. `docs/recipes.md` has the other
-# estimators (Dr.GRPO, DAPO, GSPO, the prefix critic, rollouts as a tree), `benchmarks/credit.py` the same question on an
-# autoregressive policy, where nothing beat RLOO.
+# estimators (Dr.GRPO, DAPO, GSPO, rollouts as a tree), `scaletot_jax.losses.prefix_critic_advantages` is one more, and
+# `benchmarks/credit.py` asks the same question on an autoregressive policy, where nothing beat RLOO.

@@ -75,10 +75,10 @@ def implicit_reward_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the value of every chain prefix against the chain's outcome.
 
-        L = (1/Σ_i c_i) Σ_i c_i · Σ_k ω_k v_ik BCE( σ(V_ik + b_u), z_i ) / Σ_k ω_k v_ik
-        V_ik = Σ_{l≤k} r_il,   z_i = clip(R_i, 0, 1),   b_u = stop_gradient( logit( clip( z̄_u, 0.05, 0.95 ) ) )
+        L = (1/Σ_i c_i) Σ_i c_i · Σ_k ω_k v_ik BCE( σ(V_ik + b_u), s_i ) / Σ_k ω_k v_ik
+        V_ik = Σ_{l≤k} r_il,   s_i = clip(R_i, 0, 1),   b_u = stop_gradient( logit( clip( s̄_u, 0.05, 0.95 ) ) )
 
-    z̄_u is the mean of z over the complete chains of the group: easy and hard prompts get their offset for free, and V
+    s̄_u is the mean of s over the complete chains of the group: easy and hard prompts get their offset for free, and V
     has to explain only the difference between the chains of one prompt. ``boundary_weights="last"`` without shift is the
     loss of PRIME and of implicit process reward models, on the segments' tokens.
 
@@ -98,7 +98,7 @@ def implicit_reward_loss(
     Returns:
       The scalar loss (0 if no chain counts) and metrics: ``count`` (chains counted; multiply the loss by it to accumulate
       over micro-batches), ``value`` (mean of the last V), ``probability`` (mean of σ(V + b)), ``accuracy`` (σ ≥ ½ agrees
-      with z ≥ ½), ``structural_share`` (share of |β·Σ log-ratio| that lies on delimiters and the answer).
+      with s ≥ ½), ``structural_share`` (share of |β·Σ log-ratio| that lies on delimiters and the answer).
 
     Raises:
       ValueError: shapes that disagree, or an unknown ``boundary_weights``.
@@ -148,10 +148,10 @@ def implicit_reward_loss(
 def group_log_odds(
     labels: jax.Array, counted: jax.Array, group_ids: jax.Array, axis_name: AxisName = None
 ) -> jax.Array:
-    """Log-odds of the group's mean label, b_u = logit(clip(z̄_u, 0.05, 0.95)), without gradient.
+    """Log-odds of the group's mean label, b_u = logit(clip(s̄_u, 0.05, 0.95)), without gradient.
 
     Args:
-      labels: z in [0, 1], [B].
+      labels: s in [0, 1], [B].
       counted: bool [B], the chains the mean is taken over; a group without any has b = 0.
       group_ids: int [B].
       axis_name: mapped axis of ``jax.shard_map`` the rows are split over.
