@@ -117,8 +117,9 @@ class RowEncoder:
             codes, values = found
             try:
                 return self._encode(values, field, Faults(where), where), codes
-            except DataError:
-                pass  # a value is not allowed: the rows that have it are to be named, below
+            except DataError:  # a value is not allowed: the rows that have it are named, if any has it
+                codes, values = _used(codes, values)
+                return self._encode(values, field, Faults(where, first, codes), where), codes
         table = pa.table({field.name: column})
         return self._encode(columns.array(table, field.name), field, Faults(where, first), where), None
 
@@ -149,6 +150,12 @@ def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     values = pa.concat_arrays([array.dictionary, pa.nulls(1, array.dictionary.type)])
     codes = pc.fill_null(array.indices.cast(pa.int32()), len(values) - 1).to_numpy(zero_copy_only=False)
     return codes, values
+
+
+def _used(codes: np.ndarray, values: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """The same rows without the values that none of them has, as a dictionary may hold."""
+    held = np.bincount(codes, minlength=len(values)) > 0
+    return (np.cumsum(held) - 1)[codes], values.take(pa.array(np.flatnonzero(held)))
 
 
 def _distinct_lists(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array] | None:

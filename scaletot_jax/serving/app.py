@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from scaletot_jax import __version__
 from scaletot_jax.population.exemplars import show
+from scaletot_jax.profiles.fields import Field
 from scaletot_jax.serving import documents
 from scaletot_jax.serving.answers import ARROW, arrow_answer, json_answer, json_response
 from scaletot_jax.serving.batching import Batcher
@@ -164,7 +166,7 @@ def _routes(app: FastAPI, service: Service, *, reloadable: bool) -> None:
                 "the model has no chains to explain with", field="explain",
                 why="it was exported without them", do="run 'scaletot export --chains', or ask without explain",
             )  # fmt: skip
-        table = await _table(request, generation, service.limits.rows)
+        table = await _table(request, generation, service.limits)
         found = await service.batcher.submit(generation, table)
         service.meters.rows.inc(table.num_rows)
         nearest = None
@@ -199,9 +201,12 @@ async def _known_parameters(request: Request) -> None:
             raise RequestError("unknown parameter", field=name[:80], why=why, do="leave it out")
 
 
-async def _table(request: Request, generation: Generation, most: int) -> Any:
+async def _table(request: Request, generation: Generation, limits: Limits) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    readers = {"application/json": read_json_rows, ARROW: read_arrow_rows}
+    readers: dict[str, Callable[[bytes, Mapping[str, Field], int], Any]] = {
+        "application/json": read_json_rows,
+        ARROW: partial(read_arrow_rows, most_bytes=limits.body_bytes),
+    }
     if kind not in readers:
         raise RequestError(
             "the body has an unknown type", status=415, why=f"content-type is '{kind[:80]}'",
@@ -209,8 +214,8 @@ async def _table(request: Request, generation: Generation, most: int) -> Any:
         )  # fmt: skip
     body = await request.body()
     if len(body) <= _INLINE:
-        return readers[kind](body, generation.fields, most)
-    return await asyncio.to_thread(readers[kind], body, generation.fields, most)
+        return readers[kind](body, generation.fields, limits.rows)
+    return await asyncio.to_thread(readers[kind], body, generation.fields, limits.rows)
 
 
 def _answer(error: RequestError) -> Response:

@@ -22,6 +22,7 @@ from scaletot_jax.profiles import columns
 from scaletot_jax.profiles.faults import Faults
 from scaletot_jax.profiles.fields import Field
 from scaletot_jax.serving.arrow_bytes import check_stream
+from scaletot_jax.serving.arrow_size import stated_bytes, written_out_bytes
 from scaletot_jax.serving.failures import RequestError
 
 _KINDS = {"number": "a number", "boolean": "true or false", "date": "a date such as \"2026-05-31\"", "multi": "a list of strings"}  # fmt: skip
@@ -62,10 +63,15 @@ def read_json_rows(body: bytes, fields: Mapping[str, Field], most: int) -> pa.Ta
     return pa.table({name: _column([row[name] for row in rows], name, field) for name, field in fields.items()})
 
 
-def read_arrow_rows(body: bytes, fields: Mapping[str, Field], most: int) -> pa.Table:
-    """An Arrow IPC stream → the same; arguments and errors as of :func:`read_json_rows`."""
+def read_arrow_rows(body: bytes, fields: Mapping[str, Field], most: int, most_bytes: int = 8 << 20) -> pa.Table:
+    """An Arrow IPC stream → the same; arguments and errors as of :func:`read_json_rows`.
+
+    Args:
+      most_bytes: that its values may come to written out, however few they are sent in; 413 beyond. The limit of a body
+        fits: what a plain one holds is never more.
+    """
     check_stream(body)
-    batches, count = [], 0
+    batches, count, stated, written_out = [], 0, 0, 0
     try:
         with pa.ipc.open_stream(pa.py_buffer(body)) as stream:
             schema = stream.schema
@@ -75,7 +81,14 @@ def read_arrow_rows(body: bytes, fields: Mapping[str, Field], most: int) -> pa.T
             for batch in stream:
                 count += batch.num_rows
                 check_count(count, most)
+                if not batch.num_rows:
+                    continue
+                batch.validate()  # buffers hold what the lengths say
+                stated += stated_bytes(batch)
+                _check_bytes(stated, most_bytes)
                 batch.validate(full=True)  # offsets, indices and UTF-8 are the client's until here
+                written_out += written_out_bytes(batch)
+                _check_bytes(written_out, most_bytes)
                 batches.append(batch)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
@@ -101,6 +114,17 @@ def check_count(rows: int, most: int) -> None:
         )
 
 
+def _check_bytes(found: int, most: int) -> None:
+    """Before anything is decoded: rows that share one long value would each get a copy of it."""
+    if found > most:
+        raise RequestError(
+            "the values of a request are too large",
+            status=413,
+            why=f"written out they take {found} bytes, {most} are allowed",
+            do="send fewer rows, or shorter values, in one record batch",
+        )
+
+
 def _other_columns(found: Sequence[str], wanted: Sequence[str], row: int | None) -> RequestError:
     missing = [name for name in wanted if name not in found]
     surplus = [name for name in found if name not in wanted]
@@ -123,8 +147,13 @@ def _other_columns(found: Sequence[str], wanted: Sequence[str], row: int | None)
 def _check_types(schema: pa.Schema, fields: Mapping[str, Field]) -> None:
     for name, field in fields.items():
         kind = schema.field(name).type
-        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        coded = pa.types.is_dictionary(kind)
+        plain = kind.value_type if coded else kind
         try:
+            if _holds_no_bytes(plain, coded):
+                raise pa.ArrowTypeError(
+                    "nulls have a length and no bytes, so that a body of any size may hold any number"
+                )
             columns.canonical(pa.array([], plain), field, Faults(""), "")
         except (DataError, pa.ArrowException, NotImplementedError) as error:
             wanted = _KINDS.get(field.kind, "a string")
@@ -132,6 +161,13 @@ def _check_types(schema: pa.Schema, fields: Mapping[str, Field]) -> None:
                 "a column has the wrong type", field=name, why=f"it is {str(kind)[:80]}, the model wants {wanted}",
                 do="cast the column",
             ) from error  # fmt: skip
+
+
+def _holds_no_bytes(plain: pa.DataType, coded: bool) -> bool:
+    """Whether a column may have more nulls than rows: as elements of lists, or as words of a dictionary."""
+    if pa.types.is_list(plain) or pa.types.is_large_list(plain):
+        return coded or pa.types.is_null(plain.value_type)  # no dictionary of lists can be decoded
+    return coded and pa.types.is_null(plain)
 
 
 def _column(values: list[Any], name: str, field: Field) -> pa.Array:

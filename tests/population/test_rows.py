@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -109,6 +110,24 @@ def test_what_the_schema_does_not_allow_is_named_with_its_row():
     ids[5] = None
     with pytest.raises(DataError, match=r"row 5, field 'user_id'"):
         RowEncoder(space, LAYOUT)(table.set_column(0, "user_id", pa.array(ids)), first=0, where="t")
+
+
+def test_a_value_of_a_dictionary_is_refused_once_decoded_never():
+    """256 rows of one long value would be gigabytes; a value that no row has is no fault."""
+    table = build_table(256, seed=1)
+    space = FeatureSpace.fit(validate(table, SCHEMA), SCHEMA, SCHEMA.profile_fields())
+    place = table.column_names.index("plan")
+    words = pa.array([*sorted(set(table["plan"].to_pylist()) - {None}), "x" * 4_000_000])
+    codes = pc.index_in(table["plan"].combine_chunks(), value_set=words)
+    unused = pa.DictionaryArray.from_arrays(codes, words)
+    _, got = RowEncoder(space, LAYOUT)(table.set_column(place, "plan", unused), first=0, where="t")
+    same(got, RowEncoder(space, LAYOUT)(table, first=0, where="t")[1])
+    bad = pa.DictionaryArray.from_arrays(pa.array([0] * 9 + [len(words) - 1] * 247, pa.int32()), words)
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises(DataError, match=r"(?s)247 values .*row 9, field 'plan', value 'xxx") as caught:
+        RowEncoder(space, LAYOUT)(table.set_column(place, "plan", bad), first=0, where="t")
+    assert len(str(caught.value)) < 3000
+    assert pa.default_memory_pool().max_memory() - before < 200 << 20
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))

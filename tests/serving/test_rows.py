@@ -125,6 +125,69 @@ def test_a_compressed_stream_is_refused_before_it_expands(codec):
         assert error.status == 400 and "compressed" in error.why
 
 
+@pytest.mark.parametrize("size", [pa.list_, pa.large_list])
+def test_lists_of_nulls_are_refused_whatever_they_say_they_hold(size):
+    """Such a body has some hundred bytes and any number of elements; 3e7 of them once took seconds and a gigabyte."""
+    few, many = (0, 3), (0, 30_000_000)
+    for offsets in (few, many):
+        kind = pa.int32() if size is pa.list_ else pa.int64()
+        maker = pa.ListArray if size is pa.list_ else pa.LargeListArray
+        lists = maker.from_arrays(pa.array(offsets, kind), pa.nulls(offsets[1]))
+        error = refusal(read_arrow_rows, stream(_with("interests", lists)), FIELDS, 10)
+        assert (error.status, error.field) == (422, "interests") and "null" in error.why
+    blank = pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), pa.nulls(30_000_000))
+    assert refusal(read_arrow_rows, stream(_with("town", blank)), FIELDS, 10).field == "town"
+
+
+def _with(column, values):
+    table = read_json_rows(body(*[ROW] * len(values)), FIELDS, len(values))
+    return table.set_column(table.column_names.index(column), column, [values])
+
+
+LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int16()), pa.array([LONG])),
+        pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int16()), pa.array([LONG], pa.string_view())),
+        pa.Array.from_buffers(  # 256 views of one buffer
+            pa.string_view(), 256,
+            [None, pa.py_buffer((len(LONG).to_bytes(4, "little") + b"xxxx" + bytes(8)) * 256), pa.py_buffer(LONG.encode())],
+        ),
+        pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int16()), pa.array([""] * 2_500_000)),
+    ],
+    ids=["dictionary", "dictionary of views", "views", "many words"],
+)  # fmt: skip
+def test_rows_that_share_a_long_value_are_refused_before_each_gets_its_copy(values):
+    table = _with("town", values)
+    before = pa.total_allocated_bytes()
+    content = stream(table)
+    error = refusal(read_arrow_rows, content, FIELDS, 256)
+    assert error.status == 413 and "written out" in error.why
+    assert pa.total_allocated_bytes() - before < 32 << 20
+    few = _with("town", values.slice(0, 2))
+    if len(content) < 4 << 20:
+        assert read_arrow_rows(stream(few), FIELDS, 256)["town"].num_chunks == 1
+
+
+def test_a_plain_body_may_be_as_large_as_a_body_may_be():
+    table = _with("town", pa.array([LONG] * 8))
+    content = stream(table)
+    assert read_arrow_rows(content, FIELDS, 8, len(content))["town"].equals(table["town"])
+
+
+def test_batches_with_one_dictionary_are_counted_each():
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int16()), pa.array([LONG]))
+    table = _with("town", words)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        for row in range(table.num_rows):
+            writer.write_table(table.slice(row, 1))
+    assert refusal(read_arrow_rows, sink.getvalue().to_pybytes(), FIELDS, 64).status == 413
+
+
 def _coded(table):
     return pa.table({"town": table["town"].combine_chunks().dictionary_encode()})
 
