@@ -88,6 +88,12 @@ def run(recipe: Path, workdir: Path, cache: Path, *extra: str, verb: str = "run"
     )
 
 
+def reproduce(workdir: Path, into: Path, cache: Path) -> subprocess.CompletedProcess:
+    """Does a run again from its record; of its compiled programs ``cache`` has all."""
+    program = [sys.executable, "-m", "scaletot_jax.cli", "reproduce", str(workdir), "--workdir", str(into)]
+    return subprocess.run(program, env=environment(cache), capture_output=True, text=True, timeout=900)
+
+
 class Undisturbed(NamedTuple):
     """A finished run of the whole line; ``place`` also holds the recipe's model and, in ``cache``, its programs."""
 

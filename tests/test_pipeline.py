@@ -126,6 +126,19 @@ def test_the_audit_finds_nothing_in_a_run_of_ours(undisturbed, recipe, place):
     assert found[-1]["status"] == "told" and "reasoned profiles of" in found[-1]["detail"]
 
 
+def test_the_whole_line_comes_out_again_from_its_record(undisturbed, place):
+    """Every number and file of every stage."""
+    workdir, _ = undisturbed
+    again = place / "again"
+    done = line.reproduce(workdir, again, place / "cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((again / "reproduction.json").read_text())
+    assert found["reproduced"] and found["tolerance"] == 0 and found["other"] == [] and found["same"] > 10_000
+    assert {path.parent.name for path in again.glob("*/stage.json")} == set(STAGES)
+    refused = line.reproduce(again, workdir, place / "cache")
+    assert refused.returncode == 4 and "it has no reproducing.json" in refused.stderr
+
+
 @pytest.mark.parametrize("attempt", range(10 if SOAK else 1))
 def test_kill_9_at_random_moments_changes_no_byte(undisturbed, recipe, place, attempt):
     """Five kills a run, each in another stage, at a random moment of it."""

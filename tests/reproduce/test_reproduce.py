@@ -15,7 +15,7 @@ from scaletot_jax.errors import ConfigError, DataError
 from scaletot_jax.files import write_json
 from scaletot_jax.pipeline import run_all
 from scaletot_jax.reproduce.manifest import config_of, read_manifest
-from scaletot_jax.reproduce.reproduce import RESULT, begin
+from scaletot_jax.reproduce.reproduce import MARK, RESULT, begin
 from scaletot_jax.run import flatten
 
 
@@ -126,6 +126,38 @@ def test_a_record_that_was_edited_is_named(run):
     path.write_text(path.read_text().replace('"bytes"', '"octets"'))
     with pytest.raises(DataError, match=r"damaged\n.*prepare"):
         begin(run)
+
+
+def test_the_same_command_goes_on_and_other_code_does_not(run, capsys, monkeypatch):
+    """A finished folder of other code would be compared with the record as if this code had made it."""
+    assert main(["reproduce", str(run)]) == main(["reproduce", str(run)]) == 0
+    monkeypatch.setattr("scaletot_jax.report.environment._code", lambda: "0123456789abcdef")
+    capsys.readouterr()
+    assert main(["reproduce", str(run)]) == 4
+    shown = capsys.readouterr()
+    assert "reproduced" not in shown.out and "code: " in shown.err and "0123456789abcdef" in shown.err
+
+
+def test_a_killed_start_goes_on(run):
+    again = run.with_name("run.reproduced")
+    again.mkdir()
+    (again / ".lock").touch()
+    write_json(again / MARK, begin(run).mark)
+    (again / "prepare").mkdir()
+    assert begin(run).into == again
+
+
+@pytest.mark.parametrize("of", ["a run", "a repetition"])
+def test_a_copy_of_the_run_is_no_repetition_of_it(run, made, of, capsys):
+    """Nothing would be run, and everything would be the same."""
+    source = made[0] / "run"
+    if of == "a repetition":
+        assert main(["reproduce", str(run)]) == 0
+        source = run.with_name("run.reproduced")
+    copy = run.with_name("copy")
+    shutil.copytree(source, copy)
+    assert main(["reproduce", str(source), "--workdir", str(copy)]) == 4
+    assert "not done from this record" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("into", ["run", "run/again", "."])
