@@ -178,6 +178,7 @@ def default_config() -> ConfigDict:
     config.distill.student_folds = (
         0  # students for out-of-fold states of the teacher split, see encoder/student_folds.py
     )
+    config.distill.student = "osipo"  # osipo | sft: whose states
     config.distill.layer = "auto"  # auto (probe) | a fraction of the depth such as "0.75"
     config.distill.target = (
         "states"  # states | pooled | prompt_end | labels | shuffled | random, see encoder/targets.py

@@ -26,6 +26,7 @@ CHOICES = {
     **{f"{stage}.remat": ("none", "dots", "full") for stage in ("sft", "osipo")},
     **{f"{stage}.schedule": ("constant", "linear", "cosine") for stage in ("sft", "osipo")},
     "distill.target": TARGETS,
+    "distill.student": ("osipo", "sft"),
     "osipo.outcome": ("own", "pooled"),
     "osipo.baseline": ("loo", "group_mean"),
     "osipo.scale": ("batch_rms", "group_std", "none"),

@@ -80,7 +80,7 @@ def distill(run: Run) -> Stage:
     fold = deal(profiles, settings["student_folds"], seed)
     order = np.argsort(fold, kind="stable")
     fold, profiles = fold[order], Profiles(*(column[order] for column in profiles))
-    student = load_student(run, "osipo")
+    student = load_student(run, settings["student"])
     counts = [int(count) for count in np.unique(fold, return_counts=True)[1]]
     plan = store.plan_blocks(*counts)
 

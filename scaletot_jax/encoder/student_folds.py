@@ -69,7 +69,7 @@ def fold_student(run: Run, stage: Stage, profiles: Profiles, members: np.ndarray
         sft(inner)
         osipo(inner)
         check_folds(inner, profiles, members)
-        return load_student(inner, "osipo")
+        return load_student(inner, run.config["distill"]["student"])
 
 
 def check_folds(inner: Run, profiles: Profiles, members: np.ndarray) -> None:

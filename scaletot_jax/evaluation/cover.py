@@ -233,7 +233,7 @@ def _read_states(
     blocks: int,
 ) -> None:
     """What the language model does for the curve."""
-    student = load_student(run, "osipo")
+    student = load_student(run, run.config["distill"]["student"])
     table, texts_of = population.table, population.renderer.texts
     tokens = tokens_per_profile(student, texts_of(table.take(pa.array(profiles.rows[:256]))), chains)
     write_json(stated, {"tokens": tokens, "segments": [segment.name for segment in student.spec.segments]})

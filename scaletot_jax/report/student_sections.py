@@ -29,6 +29,8 @@ def learning(material: Material) -> Markup:
                 class_="warn",
             )
         )
+    if osipo.get("worse_than_sft"):
+        parts.append(el("p", f"OSIPO: {osipo['worse_than_sft']}.", class_="warn"))
     for stage, of in (("sft", "profiles"), ("osipo", "labelled_users")):
         summary = material.summary(stage)
         if summary.get("truncated_profiles"):

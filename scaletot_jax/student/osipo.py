@@ -90,15 +90,30 @@ def osipo(run: Run) -> Stage:
         "truncated_profiles": users.truncated,
         "held_out": {**earlier, "osipo": scores},
     }
+    summary["worse_than_sft"] = worse_than_sft(summary["held_out"])
     if not summary["osipo_signal"]:
         print(
             f"osipo: the outcome hardly varies within a user (mean variance {summary['outcome_variance']:.2e} < "
             f"{MIN_OUTCOME_VARIANCE:.0e}): the updates had no signal to learn from",
             file=sys.stderr,
         )
+    if summary["worse_than_sft"]:
+        print(f"osipo: {summary['worse_than_sft']}", file=sys.stderr)
     artifacts = ["adapter.safetensors", "reward.safetensors", "users.parquet", "steps.jsonl", "scores.json"]
     stage.finish(artifacts, summary)
     return stage
+
+
+def worse_than_sft(held_out: Mapping[str, Any]) -> str | None:
+    """A sentence where the updates lowered the student's skill on held-out profiles (1 − RPS / RPS of the base rate); else None."""
+    before, after = (held_out.get(name, {}).get("skill") for name in ("sft", "osipo"))
+    if before is None or after is None or after >= before:
+        return None
+    return (
+        f"the updates lowered the student's held-out skill from {before:+.3f} to {after:+.3f} ({held_out['osipo']['users']} users; "
+        "chance is not told apart): larger batches (osipo.prompts) or fewer updates may help, and distill.student=sft takes the "
+        "states of the student before them"
+    )
 
 
 def train(

@@ -91,7 +91,8 @@ class MadeUpStudent:
         )
 
     def load(self, run: Run, which: str):
-        assert which == "osipo"
+        assert which in ("osipo", "sft")
+        self.which = which
         return self.student
 
     def states(self, student, texts, *, chains, seed, layers, ids):

@@ -42,6 +42,7 @@ def install(run, patch, cheat=False):
     patch.setattr(student_folds, "identity_of_model", lambda config: {"weights": "made up"})
 
     def load(inner, which):
+        assert which == run.config["distill"]["student"]
         asked.append(inner.workdir)
         return made.load(inner, which)
 
@@ -52,15 +53,17 @@ def install(run, patch, cheat=False):
         return Fitted(init_params(spec, 0), {"steps": 0, "kept_step": 0, "select_error": 1.0})
 
     patch.setattr(stage_module, "fit_targets", untrained)  # nothing here depends on the encoder
-    return asked
+    return made, asked
 
 
 def test_each_fold_has_a_student_that_never_saw_it(tmp_path, monkeypatch):
-    with open_run(tmp_path, distill__student_folds=3, distill__placebos=(), distill__pool=0) as run:
-        asked = install(run, monkeypatch)
+    settings = {"distill__student_folds": 3, "distill__placebos": (), "distill__pool": 0, "distill__student": "sft"}
+    with open_run(tmp_path, **settings) as run:  # of students before OSIPO, for once
+        made, asked = install(run, monkeypatch)
         stage = stage_module.distill(run)
         used = pq.read_table(stage.path("profiles.parquet")).to_pylist()
         table = open_population(run).table.select(["group", "exact_key", "split"]).to_pylist()
+    assert made.which == "sft"
     assert sum(stage.summary()["profiles_by_student"]) == len(used) and len(stage.summary()["profiles_by_student"]) == 4
     assert stage.summary()["student_folds"] == 3 and len(asked) == len(set(asked)) == 3
     assert [row["source"] for row in used] == sorted(row["source"] for row in used)  # the distill split comes first

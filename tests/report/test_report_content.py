@@ -125,11 +125,13 @@ def test_a_student_without_signal_is_named(tmp_path):
     with make_run(tmp_path / "run") as run:
         path = run.workdir / "osipo" / "stage.json"
         record = read_record(path)
-        record["summary"].update(osipo_signal=False, outcome_variance=2e-6, process_stopped={"kl": 7})
+        record["summary"].update(
+            osipo_signal=False, worse_than_sft="held-out skill fell", outcome_variance=2e-6, process_stopped={"kl": 7}
+        )
         write_record(path, record)
         content = excerpt(run.workdir, run.config, "learning")
     assert "OSIPO had no signal" in content
-    assert "switched off from update 7" in content
+    assert "switched off from update 7" in content and "held-out skill fell" in content
 
 
 def test_uncertainty_before_and_after_refinement():

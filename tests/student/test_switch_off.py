@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from scaletot_jax.student.osipo import fired
+from scaletot_jax.student.osipo import fired, worse_than_sft
 from scaletot_jax.student.switch_off import MIN_UPDATES, auc_interval, no_better_than_chance, students_quantile, windows
 
 
@@ -77,3 +77,12 @@ def test_windows_are_judged_once_on_their_own_pairs():
 def test_validity_and_kl():
     log = rows([0.6])
     assert fired([{**log[0], "valid_rate": 0.9, "kl": 17.0}], 16.0, 2000) == ["validity", "kl"]
+
+
+def test_updates_that_lowered_the_held_out_skill_are_named():
+    scores = {"sft": {"skill": 0.045}, "osipo": {"skill": -0.136, "users": 100}}
+    assert "from +0.045 to -0.136 (100 users" in worse_than_sft(scores) and "distill.student=sft" in worse_than_sft(
+        scores
+    )
+    assert worse_than_sft({**scores, "osipo": {"skill": 0.045, "users": 100}}) is None
+    assert worse_than_sft({"osipo": scores["osipo"]}) is None and worse_than_sft({}) is None
