@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scaletot_jax.ab.intervals import fieller, sequential_radius
+from scaletot_jax.ab.intervals import fieller, sequential_p, sequential_radius
 from scaletot_jax.ab.power import detectable_lift
 from scaletot_jax.ab.table import Outcome, winsorised
 from scaletot_jax.errors import ConfigError, DataError
@@ -34,7 +34,8 @@ MISMATCH = 0.001  # p-value of the sample ratio below which no figure is to be b
 class Effect(NamedTuple):
     """One form of one outcome: means, absolute and relative effect with intervals, p-value, and variance left.
 
-    ``sequential`` is the interval of the absolute effect that holds at every look; None unless it was asked for.
+    ``sequential`` is the interval of the absolute effect that holds at every look, ``p_sequential`` the p-value that does;
+    None unless it was asked for.
     ``variance_left`` is the squared width of the interval against the plain one's: .5 means half as many users would do.
     """
 
@@ -50,6 +51,12 @@ class Effect(NamedTuple):
     p_value: float
     variance_left: float
     sequential: tuple[float, float] | None
+    p_sequential: float | None
+
+    @property
+    def deciding_p(self) -> float:
+        """Of an experiment that is looked at while it runs the one that holds at every look."""
+        return self.p_value if self.p_sequential is None else self.p_sequential
 
 
 class Comparison(NamedTuple):
@@ -57,7 +64,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       primary: the form that decides.
-      p_holm: its p-value, corrected for all outcomes and arms.
+      p_holm: its deciding p-value, corrected for all outcomes and arms.
       fieller: interval of the plain relative lift.
       bound: of the winsorised form.
       cv: coefficient of variation of the outcome in the control, and after the covariate of the primary form.
@@ -127,7 +134,7 @@ def analyse(
     for outcome in outcomes:
         for name in list(units)[1:]:
             found.append(_compare(tt, data, arms, control, name, outcome, level, quantile, planned))
-    decisive = [next(e for e in c.effects if e.form == c.primary).p_value for c in found]
+    decisive = [next(e for e in c.effects if e.form == c.primary).deciding_p for c in found]
     corrected = multipletests(decisive, method="holm")[1]
     comparisons = tuple(c._replace(p_holm=float(p)) for c, p in zip(found, corrected))
     return Analysis(control, units, sample_ratio(units, ratio), level, comparisons)
@@ -200,20 +207,21 @@ def _compare(
     for form in metrics:
         if form not in told:  # one value for everybody: no difference, and nothing to estimate it from
             value = float(columns[_numerator(form)][0])
-            effects.append(Effect(form, value, value, 0.0, 0.0, 0.0, *(3 * (0.0,)), 1.0, math.nan, None))
+            effects.append(Effect(form, value, value, 0.0, 0.0, 0.0, *(3 * (0.0,)), 1.0, math.nan, None, None))
             continue
         r, plain = told[form], told["plain"]
         error = _width(r) / 2 / NormalDist().inv_cdf(0.5 + level / 2)
-        sequence = None
+        sequence = p_sequence = None
         if planned:
             radius = sequential_radius(error, len(y), planned, level)
             sequence = (r.effect_size - radius, r.effect_size + radius)
+            p_sequence = sequential_p(r.effect_size, error, len(y), planned, level)
         adjusted = form in ("cuped", "cupac")
         effects.append(
             Effect(
                 form, r.control, r.treatment, r.effect_size, r.effect_size_ci_lower, r.effect_size_ci_upper,
                 r.rel_effect_size, r.rel_effect_size_ci_lower, r.rel_effect_size_ci_upper, r.pvalue,
-                (_width(r) / _width(plain)) ** 2 if adjusted else math.nan, sequence,
+                (_width(r) / _width(plain)) ** 2 if adjusted else math.nan, sequence, p_sequence,
             )
         )  # fmt: skip
     primary = "cupac" if outcome.prediction else "cuped" if outcome.before else "plain"

@@ -22,15 +22,22 @@ def verdict(comparison: Comparison, level: float, believable: bool) -> str:
     """One sentence on one outcome of one arm."""
     effect = next(e for e in comparison.effects if e.form == comparison.primary)
     span = f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}]"
+    found = f"relative lift {span} at {level:.0%} (p = {_number(comparison.p_holm, '.3g')}, corrected)"
+    if effect.sequential:  # looked at while it runs: intervals and p-values of one look would decide too often
+        found = (
+            f"difference {effect.effect:+.4g} {_sequence(effect)} at {level:.0%} and any look "
+            f"(p = {_number(comparison.p_holm, '.3g')}, of any look and corrected; relative lift {_percent(effect.lift)})"
+        )
     about = f"'{comparison.outcome}' in arm '{comparison.arm}'"
     if not believable:
         return f"Nothing can be said about {about}: the arms do not have their planned sizes, so assignment or logging is broken."
     if comparison.p_holm < 1 - level:
         way = "rises" if effect.effect > 0 else "falls"
-        return f"{about} {way}: relative lift {span} at {level:.0%} (p = {comparison.p_holm:.3g}, corrected)."
+        return f"{about} {way}: {found}."
+    many = "so many units, looked at once," if effect.sequential else "so many units"
     return (
-        f"Whether {about} changes cannot be told: relative lift {span} at {level:.0%} (p = {comparison.p_holm:.3g}, corrected); "
-        f"so many units find a lift of {_percent(comparison.detectable)} four times in five."
+        f"Whether {about} changes cannot be told: {found}; "
+        f"{many} find a lift of {_percent(comparison.detectable)} four times in five."
     )
 
 
@@ -39,6 +46,7 @@ def markdown(analysis: Analysis, *, population: str = "", assignment: str = "", 
     lines = ["# Experiment", ""]
     lines += [f"* {verdict(c, analysis.level, analysis.believable)}" for c in analysis.comparisons]
     arms = ", ".join(f"'{name}' {count:,}" for name, count in analysis.units.items())
+    kind = "p-values of any look" if any(e.sequential for c in analysis.comparisons for e in c.effects) else "p-values"
     fair = "as planned" if analysis.believable else f"**sample ratio mismatch** (p < {MISMATCH:g})"
     lines += [
         "",
@@ -49,7 +57,7 @@ def markdown(analysis: Analysis, *, population: str = "", assignment: str = "", 
         f"| What was planned beforehand (outcomes, length, stopping)? | {plan or UNSTATED} |",
         f"| Units of each arm | {arms}; control is '{analysis.control}' |",
         f"| Do the sizes fit the assignment? | {fair}, χ² p = {analysis.mismatch:.3g} |",
-        f"| Intervals | {analysis.level:.0%}; p-values of the primary forms corrected by Holm over {len(analysis.comparisons)} |",
+        f"| Intervals | {analysis.level:.0%}; {kind} of the primary forms corrected by Holm over {len(analysis.comparisons)} |",
     ]
     for comparison in analysis.comparisons:
         lines += ["", *_section(comparison, analysis.level)]
@@ -63,8 +71,8 @@ def _section(c: Comparison, level: float) -> list[str]:
     for effect in c.effects:
         name = f"**{effect.form}**" if effect.form == c.primary else effect.form
         lines.append(
-            f"| {name}: {NOTES[effect.form]} | {effect.control:.5g} | {effect.treatment:.5g} | {_span(effect)} | "
-            f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}] | {effect.p_value:.3g} | "
+            f"| {name}: {NOTES[effect.form]} | {_number(effect.control)} | {_number(effect.treatment)} | {_span(effect)} | "
+            f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}] | {_number(effect.p_value, '.3g')} | "
             f"{'' if math.isnan(effect.variance_left) else f'{effect.variance_left:.2f}'} |"
             + (f" {_sequence(effect)} |" if sequential else "")
         )
@@ -99,11 +107,19 @@ def _rule(head: str) -> str:
 
 
 def _span(effect: Effect) -> str:
-    return f"{effect.effect:+.4g} [{effect.low:+.4g}, {effect.high:+.4g}]"
+    return f"{_number(effect.effect, '+.4g')} {_between(effect.low, effect.high)}"
 
 
 def _sequence(effect: Effect) -> str:
-    return "" if effect.sequential is None else f"[{effect.sequential[0]:+.4g}, {effect.sequential[1]:+.4g}]"
+    return "" if effect.sequential is None else _between(*effect.sequential)
+
+
+def _between(low: float, high: float) -> str:
+    return f"[{_number(low, '+.4g')}, {_number(high, '+.4g')}]"
+
+
+def _number(value: float, form: str = ".5g") -> str:
+    return "unknown" if math.isnan(value) else f"{value:{form}}"
 
 
 def _percent(value: float) -> str:

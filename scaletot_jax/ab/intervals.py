@@ -43,7 +43,29 @@ def sequential_radius(standard_error: float, units: int, planned: int, level: fl
       units: n, units seen so far.
       planned: n*, units at which the interval is tightest.
     """
-    alpha = 1 - level
+    spread = _spread(units, planned, 1 - level)
+    return standard_error * math.sqrt(2 * (spread + 1) / spread * math.log(math.sqrt(spread + 1) / (1 - level)))
+
+
+def sequential_p(effect: float, standard_error: float, units: int, planned: int, level: float = 0.95) -> float:
+    """The p-value that holds at every look: the least α' at which the interval of this α' leaves 0 out.
+
+        p = min( 1, √(n ρ² + 1) · exp( −t² n ρ² / (2 (n ρ² + 1)) ) ),   t = effect / s
+
+    ρ is that of ``level``, fixed beforehand, so p < 1 − level exactly where ``effect`` exceeds :func:`sequential_radius`; being
+    a p-value of every look it may be corrected for several comparisons as any other.
+
+    Args:
+      effect: the estimate. The others as of :func:`sequential_radius`.
+    """
+    if standard_error == 0:
+        return 1.0 if effect == 0 else 0.0
+    spread = _spread(units, planned, 1 - level)
+    exponent = (effect / standard_error) ** 2 * spread / (2 * (spread + 1))
+    return min(1.0, math.sqrt(spread + 1) * math.exp(-exponent))
+
+
+def _spread(units: int, planned: int, alpha: float) -> float:
+    """n ρ²."""
     scale = -2 * math.log(alpha)
-    spread = units * (scale + math.log(scale) + 1) / planned
-    return standard_error * math.sqrt(2 * (spread + 1) / spread * math.log(math.sqrt(spread + 1) / alpha))
+    return units * (scale + math.log(scale) + 1) / planned

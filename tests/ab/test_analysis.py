@@ -135,6 +135,53 @@ def test_looking_early_costs_width():
     assert run(experiment()).comparisons[0].effects[0].sequential is None
 
 
+def test_what_one_look_would_claim_is_not_claimed_at_any_look():
+    """An experiment without an effect, of which one look in twenty sees one; this is such a look."""
+    checked, _, _ = check_table(experiment(1000, lift=0.0, seed=34), "variant", OUTCOMES[1:], control="old")
+    once, any_look = (
+        analyse(checked, "variant", OUTCOMES[1:], control="old", planned=planned).comparisons[0]
+        for planned in (0, 1000)
+    )
+    assert once.effects[0].p_value == any_look.effects[0].p_value == once.p_holm < 0.05 < any_look.p_holm
+    assert "cannot be told" not in verdict(once, 0.95, True)
+    assert "cannot be told" in verdict(any_look, 0.95, True) and "looked at once" in verdict(any_look, 0.95, True)
+
+
+def test_the_sentence_and_holms_correction_are_of_any_look():
+    for lift, seed in ((0.0, 0), (0.1, 1), (0.3, 2)):
+        analysis = run(experiment(lift=lift, seed=seed), planned=8000)
+        primary = [next(e for e in c.effects if e.form == c.primary) for c in analysis.comparisons]
+        first, second = sorted(e.p_sequential for e in primary)
+        assert sorted(c.p_holm for c in analysis.comparisons) == pytest.approx(
+            [min(1, 2 * first), max(min(1, 2 * first), second)]
+        )
+        for comparison, effect in zip(analysis.comparisons, primary):
+            low, high = effect.sequential
+            told = verdict(comparison, 0.95, True)
+            assert f"[{low:+.4g}, {high:+.4g}] at 95% and any look" in told
+            assert (effect.p_sequential < 0.05) == (not low <= 0 <= high)
+            assert ("cannot be told" in told) == (comparison.p_holm >= 0.05)
+        assert "p-values of any look of the primary forms" in markdown(analysis)
+
+
+@pytest.mark.parametrize("planned", [0, 4000])
+def test_an_arm_where_nobody_is_active_and_a_covariate_of_one_value(planned):
+    """What cannot be estimated is no number, and the correction of the others counts it as a comparison."""
+    table = experiment()
+    idle = [0.0 if arm == "new" else day for arm, day in zip(table["variant"].to_pylist(), table["lt30"].to_pylist())]
+    table = table.set_column(4, "lt30", pa.array(idle, pa.float64()))
+    table = table.set_column(2, "before", pa.array([1.0] * table.num_rows))
+    checked, _, _ = check_table(table, "variant", [Outcome("lt30", "before"), Outcome("ltv30")], control="old")
+    analysis = analyse(
+        checked, "variant", [Outcome("lt30", "before"), Outcome("ltv30")], control="old", planned=planned
+    )
+    days, money = analysis.comparisons
+    alone = next(e for e in money.effects if e.form == "plain").deciding_p
+    assert math.isfinite(money.p_holm) and money.p_holm >= min(1, alone)
+    json.dumps(to_json(analysis), allow_nan=False)
+    assert "falls" in verdict(days, 0.95, True) and "nan" not in markdown(analysis)
+
+
 def test_a_covariate_that_is_the_outcome_is_refused():
     with pytest.raises(DataError, match="'expected' for outcome 'lt30'"):
         run(experiment(400).set_column(3, "expected", experiment(400)["lt30"].cast(pa.float64())))

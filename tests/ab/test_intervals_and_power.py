@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from scaletot_jax.ab.intervals import fieller, sequential_radius
+from scaletot_jax.ab.intervals import fieller, sequential_p, sequential_radius
 from scaletot_jax.ab.power import detectable_lift, power_of, units_needed
 
 pytest.importorskip("statsmodels")
@@ -40,6 +40,19 @@ def test_the_sequence_covers_every_look():
     assert np.mean(np.any(np.abs(means) > 1.96 * errors, axis=1)) > 0.25
     assert np.mean(np.any(np.abs(means) > radius, axis=1)) < 0.05
     assert radius[-1] < 1.6 * 1.96 * errors[-1]  # at the planned size it costs little
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("units", [1, 40, 3000])
+def test_the_p_value_of_any_look_is_that_of_the_interval(level, units):
+    radius = sequential_radius(0.3, units, 1000, level)
+    assert sequential_p(radius, 0.3, units, 1000, level) == pytest.approx(1 - level)
+    assert (
+        sequential_p(-1.1 * radius, 0.3, units, 1000, level)
+        < 1 - level
+        < sequential_p(0.9 * radius, 0.3, units, 1000, level)
+    )
+    assert sequential_p(0.0, 0.3, units, 1000, level) == 1.0
 
 
 def test_users_needed_for_the_papers_lift():
