@@ -2,7 +2,7 @@
 
 Every write goes to a temporary file beside the target, is synced and renamed over it; a full disk is a
 :class:`~scaletot_jax.errors.ResourceError` that says what to do. No pickle anywhere. Where several processes run the same
-program, the first alone writes: in the others the ``write_`` functions do nothing.
+program, the first alone writes: in the others the ``write_`` functions and ``copy_file`` do nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         return
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """Copies a file as the others are written: whole, synced, renamed into place."""
+    if not leads():
+        return
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_json(path: str | Path, value: Any) -> None:

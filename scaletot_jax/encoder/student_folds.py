@@ -12,7 +12,6 @@ split is most of what is distilled (below some 2,000 reasoned profiles) and its 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 
 from scaletot_jax.encoder.selection import Profiles
 from scaletot_jax.errors import DataError
-from scaletot_jax.files import read_table, write_table
+from scaletot_jax.files import copy_file, read_table, write_table
 from scaletot_jax.profiles.prepare import ARTIFACTS
 from scaletot_jax.profiles.split import UNUSED, unit_hash
 from scaletot_jax.run import Run, Stage
@@ -106,7 +105,7 @@ def _prepare(run: Run, inner: Run, profiles: Profiles, members: np.ndarray) -> p
         table = table.set_column(table.column_names.index("split"), "split", split)
         for name in ARTIFACTS:
             if name != "population.parquet":
-                shutil.copyfile(outer.path(name), stage.path(name))
+                copy_file(outer.path(name), stage.path(name))
         write_table(stage.path("population.parquet"), table)
         stage.finish(ARTIFACTS)
     return read_table(stage.path("population.parquet"))

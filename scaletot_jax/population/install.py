@@ -2,6 +2,7 @@
 
 Whatever fails while a model is made (a kill, a full disk, a gate that does not agree, a number of users nobody reaches) leaves the
 model that was there as it was. A kill within the moves leaves a directory without ``model.json``, which is no model to anybody.
+Files are synced when they are built and the directory before and after ``model.json`` moves, so that a loss of power is a kill.
 """
 
 from __future__ import annotations
@@ -63,5 +64,8 @@ def _move_in(aside: Path, directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
     sync_directory(directory)  # the old record is gone before a file of the new model is there
     for name in sorted(new, key=lambda name: name == "model.json"):
+        if name == "model.json":
+            sync_directory(directory)  # the others are there before the record that says so
         os.replace(aside / name, directory / name)
     sync_directory(directory)
+    sync_directory(directory.parent)

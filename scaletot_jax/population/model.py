@@ -14,8 +14,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +25,7 @@ from scaletot_jax import __version__
 from scaletot_jax.encoder.artifact import load_encoder, sha256_json
 from scaletot_jax.errors import DataError, StaleRunError
 from scaletot_jax.evaluation import kept_heads
-from scaletot_jax.files import fingerprint, read_json, sha256_file, write_json
+from scaletot_jax.files import copy_file, fingerprint, read_json, sha256_file, write_json
 from scaletot_jax.population.forward import Served, ServedLabel, ServedSpec, TargetSpec, apply, dense, serve
 from scaletot_jax.profiles.features import FeatureSpace
 from scaletot_jax.profiles.fields import Field
@@ -214,6 +212,4 @@ def copy_parts(sources: Mapping[str, Path], directory: str | Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "model.json").unlink(missing_ok=True)
     for name, source in sources.items():
-        aside = directory / f".{name}.{os.getpid()}.tmp"
-        shutil.copyfile(source, aside)
-        os.replace(aside, directory / name)
+        copy_file(source, directory / name)

@@ -1,6 +1,8 @@
 """One served model in the place of another: whole, or the one before, or refused."""
 
+import os
 import shutil
+import stat
 
 import pytest
 
@@ -76,6 +78,33 @@ def test_a_kill_within_the_moves_leaves_no_model_and_the_next_attempt_mends_it(o
     assert list(place.glob(".new*"))
     save_pretrained(other, place)
     assert load_model(place).fingerprint == other.fingerprint and not list(place.glob(".new*"))
+
+
+def test_every_file_is_on_the_disk_before_it_is_moved_in_and_the_record_last(other, tmp_path, monkeypatch):
+    """What a loss of power may undo is what was not synced: here nothing, at any moment."""
+    place = tmp_path / "new"
+    synced, moved = set(), []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(descriptor):
+        found = os.fstat(descriptor)
+        synced.add((found.st_dev, found.st_ino))
+        if stat.S_ISDIR(found.st_mode):
+            moved.append(("synced", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def move(source, target):
+        found = os.stat(source)
+        assert (found.st_dev, found.st_ino) in synced, f"{target} is not on the disk yet"
+        moved.append(("moved", os.fspath(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", move)
+    save_pretrained(other, place)
+    last = moved.index(("moved", str(place / "model.json")))
+    assert moved[last - 1] == moved[last + 1] == ("synced", str(place))
+    assert moved[-1] == ("synced", str(tmp_path)) and load_model(place).fingerprint == other.fingerprint
 
 
 def test_a_folder_of_other_things_is_refused(other, tmp_path):
