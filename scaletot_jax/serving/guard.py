@@ -2,8 +2,8 @@
 
     rate (429) ─► token (401) ─► under way (503) ─► stated length (413) ─► body, counted and timed (413, 408) ─► application
 
-The application gets the body whole. What it raises becomes a 500 of the one shape; neither the log nor the answer quotes
-anything of the request.
+The paths that anybody may ask, as often as they like, take no body. Of any other the application gets the body whole. What it
+raises becomes a 500 of the one shape; neither the log nor the answer quotes anything of the request.
 """
 
 from __future__ import annotations
@@ -136,17 +136,17 @@ class Guard:
             if self._under_way > self._limits.under_way:
                 self._meters.refused.labels("under_way").inc()
                 raise too_many("the server is busy", 503, 1, f"{self._limits.under_way} requests are under way")
-        most = self._limits.body_bytes
+        most = 0 if scope["path"] in OPEN else self._limits.body_bytes
         stated = headers.get(b"content-length", b"")
         if stated.isdigit() and int(stated[:20]) > most:
-            raise self._too_large()
+            raise self._too_large(most)
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise RequestError(
                 "the body is encoded", status=415, why="a compressed body may expand without limit", do="send it plain"
             )
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                return await self._read(receive)
+                return await self._read(receive, most)
         except TimeoutError as error:
             self._meters.refused.labels("slow_body").inc()
             raise RequestError(
@@ -156,7 +156,7 @@ class Guard:
                 do="send it again",
             ) from error
 
-    async def _read(self, receive: Any) -> bytes:
+    async def _read(self, receive: Any, most: int) -> bytes:
         parts, size = [], 0
         while True:
             message = await receive()
@@ -164,17 +164,18 @@ class Guard:
                 raise RequestError("the client has gone", status=400)
             part = message.get("body", b"")
             size += len(part)
-            if size > self._limits.body_bytes:
-                raise self._too_large()
+            more = message.get("more_body", False)
+            if size > most or (more and not most):
+                raise self._too_large(most)
             parts.append(part)
-            if not message.get("more_body", False):
+            if not more:
                 return b"".join(parts)
 
-    def _too_large(self) -> RequestError:
+    def _too_large(self, most: int) -> RequestError:
         self._meters.refused.labels("body").inc()
-        return RequestError(
-            "the body is too large", status=413, why=f"more than {self._limits.body_bytes} bytes", do="send fewer rows"
-        )
+        if not most:  # whoever asks here shows no token and is not counted: nothing of theirs is kept
+            return RequestError("this path takes no body", status=413, why="there is one", do="send none")
+        return RequestError("the body is too large", status=413, why=f"more than {most} bytes", do="send fewer rows")
 
     def _check_token(self, header: bytes) -> None:
         if not self._token:

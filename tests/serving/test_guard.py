@@ -11,11 +11,13 @@ from scaletot_jax.serving.guard import Buckets, Guard, Limits
 from scaletot_jax.serving.meters import Meters
 
 
-def call(guard, path="/v1/model", headers=(), body=b"", client="1.2.3.4"):
-    sent = []
+def call(guard, path="/v1/model", headers=(), body=b"", client="1.2.3.4", parts=1):
+    """``parts``: how often the body comes before the end of it."""
+    sent, left = [], [parts]
 
     async def receive():
-        return {"type": "http.request", "body": body, "more_body": False}
+        left[0] -= 1
+        return {"type": "http.request", "body": body, "more_body": left[0] > 0}
 
     async def send(message):
         sent.append(message)
@@ -57,6 +59,23 @@ def test_rate_and_token():
     assert answer(guard, path="/healthz")[0] == 200  # neither
     assert answer(guard, headers=[("authorization", "Basic a-token-of-the-tests")], client="5.6.7.8")[0] == 401
     assert b'scaletot_requests_total{path="/v1/model",status="401"} 2.0' in meters.text()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_what_anybody_may_ask_takes_no_body(path):
+    """No token, rate or number under way stands before it, so nothing that is sent there may be kept."""
+    meters = Meters()
+    guard = Guard(fine, Limits(), meters, "a-token-of-the-tests")
+    assert answer(guard, path=path)[0] == answer(guard, path=path, headers=[("content-length", "0")])[0] == 200
+    for request in (
+        {"body": b"x"},
+        {"headers": [("content-length", "1")]},
+        {"body": b"x" * 100, "parts": 50},
+        {"parts": 2},
+    ):
+        status, headers, said = answer(guard, path=path, **request)
+        assert status == 413 and headers[b"connection"] == b"close" and "no body" in said["error"]["what"]
+    assert b'scaletot_refused_total{limit="body"} 4.0' in meters.text()
 
 
 def test_a_failure_is_said_in_the_one_shape_and_quotes_nothing(capsys):
