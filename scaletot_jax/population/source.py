@@ -42,6 +42,7 @@ class Source:
     def __init__(self, path: str | Path, columns: Sequence[str], coded: Sequence[str] = ()):
         self.path, self.columns, self.coded = Path(path), list(dict.fromkeys(columns)), frozenset(coded)
         self.parts: list[Part] = []
+        self._types: dict[str, tuple[pa.DataType, Path]] = {}  # of each column so far, and the first file that has it
         begin = 0
         for file in _files(self.path):
             metadata = self._check(file)
@@ -55,6 +56,7 @@ class Source:
         try:
             found = pq.ParquetFile(file)
             names = found.schema_arrow.names
+            read = pq.ParquetFile(file, metadata=found.metadata, read_dictionary=self._coded_text(found)).schema_arrow
         except MemoryError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -70,7 +72,28 @@ class Source:
                 why=f"missing: {', '.join(missing)}" if missing else f"twice: {', '.join(twice)}",
                 do="add the columns (null where unknown)" if missing else "",
             )
+        for name in self.columns:
+            self._check_type(name, read.field(name).type, file)
         return found.metadata
+
+    def _check_type(self, name: str, found: pa.DataType, file: Path) -> None:
+        """Types may differ where a block can hold both: whole numbers beside fractions, nulls beside anything."""
+        before, first = self._types.get(name, (found, file))
+        try:
+            both = pa.unify_schemas([pa.schema({name: before}), pa.schema({name: found})], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(
+                "a column has another type than in the files before",
+                where=f"{file}, column '{name}'",
+                why=f"it is {_plain(found)}, and {_plain(before)} in {first.name} and after it",
+                do="cast it to one type in all files",
+            ) from error
+        self._types[name] = (both.field(name).type, first)
+
+    def _coded_text(self, file: pq.ParquetFile) -> list[str]:
+        """Those columns that are read as dictionaries. The path of a leaf of a list has dots in it and is no column's name."""
+        leaves = [file.schema.column(i) for i in range(len(file.schema))]
+        return [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in self.coded]
 
     def identity(self) -> list[dict[str, Any]]:
         """What names the table's content: of each file its name below the folder, rows, bytes and a SHA-256.
@@ -130,7 +153,7 @@ class Source:
                 ) from error
 
     def _read(self, part: Part, skip: int) -> Iterator[pa.Table]:
-        text = [name for name in _text_columns(part.path) if name in self.coded]
+        text = self._coded_text(pq.ParquetFile(part.path))
         with pq.ParquetFile(part.path, read_dictionary=text) as file:
             bounds = np.cumsum([0] + [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)])
             groups = [i for i in range(len(bounds) - 1) if bounds[i + 1] > skip]
@@ -157,11 +180,8 @@ def _files(path: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(path).as_posix())
 
 
-def _text_columns(path: Path) -> list[str]:
-    """Paths of the leaf columns that hold text; that of a list has dots in it."""
-    schema = pq.ParquetFile(path).schema
-    leaves = [schema.column(i) for i in range(len(schema))]
-    return [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _sha256_footer(path: Path, size: int) -> str:

@@ -177,6 +177,31 @@ def test_tables_that_cannot_be_read_are_named(users, tmp_path):
         Source(tmp_path, ["user_id"])
 
 
+@pytest.mark.parametrize("column", ["age", "city", "interests"])
+def test_a_column_of_another_type_in_a_later_file_is_named(tmp_path, column):
+    table = build_table(60, seed=1)
+    other = pa.array([["x"]] * 30 if column == "age" else range(30))
+    pq.write_table(table.slice(0, 30), tmp_path / "a.parquet")
+    place = table.column_names.index(column)
+    pq.write_table(table.slice(30).set_column(place, column, other), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=rf"another type than(.|\n)*b\.parquet, column '{column}'(.|\n)*a\.parquet"):
+        Source(tmp_path, ["user_id", column], coded=["city"])
+    Source(tmp_path, ["user_id"], coded=["city"])  # a column that is not read may be anything
+
+
+def test_types_that_one_block_can_hold_may_differ(tmp_path):
+    """As different writers make them: text plain, coded, large or all missing; whole numbers beside fractions."""
+    cities = pa.array(["Lyon", None, "Rome"])
+    kinds = [cities, cities.dictionary_encode(), cities.cast(pa.large_string()), pa.nulls(3)]
+    ages = [pa.array([1, 2, None]), pa.array([1.5, None, 2.0]), pa.nulls(3), pa.array([3, 4, 5], pa.int16())]
+    for i, (city, age) in enumerate(zip(kinds, ages)):
+        pq.write_table(pa.table({"city": city, "age": age}), tmp_path / f"{i}.parquet")
+    source = Source(tmp_path, ["city", "age"], coded=["city"])
+    (block,) = source.blocks([(0, 12)])
+    assert block["city"].to_pylist() == ["Lyon", None, "Rome"] * 3 + [None] * 3
+    assert block["age"].to_pylist() == [1, 2, None, 1.5, None, 2, None, None, None, 3, 4, 5]
+
+
 def test_the_identity_of_a_table_follows_its_content(users, tmp_path, monkeypatch):
     from scaletot_jax.population import source as module
 
