@@ -40,6 +40,10 @@ class DataError(ScaleToTError):
     exit_code = 3
 
 
+class OverlapError(DataError):
+    """A user or a day lies on both sides of a line that an evaluation needs: figures across it cannot be believed."""
+
+
 class StaleRunError(ScaleToTError):
     """A run directory holds work of another configuration, or is in use by another process."""
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from scaletot_jax.audit.anonymity import anonymity, describe
 from scaletot_jax.audit.identifiers import named
 from scaletot_jax.audit.labels import suspicions
-from scaletot_jax.errors import DataError, LeakError
+from scaletot_jax.errors import LeakError, OverlapError
 from scaletot_jax.evaluation.split_audit import audit_splits, audit_time, audit_training
 from scaletot_jax.files import read_json, read_table, write_json
 from scaletot_jax.profiles.render import Renderer
@@ -53,7 +53,7 @@ def audit(workdir: str | Path, config: Mapping[str, Any]) -> list[Finding]:
       config: the run's configuration, nested.
 
     Raises:
-      DataError: nothing to look at, or an artifact that cannot be read.
+      DataError: nothing to look at, an artifact that cannot be read, or a split without rows; ``audit.json`` is not written.
     """
     workdir = Path(workdir)
     table = read_table(workdir / "prepare" / "population.parquet")
@@ -140,7 +140,7 @@ def _future_dates(m: _Material) -> Result:
 def _identifiers_in_prompts(m: _Material) -> Result:
     chosen = m.table.take(pa.array(m.sample))
     for column in ("user_id", "group"):
-        found = named(m.prompts, chosen[column].to_pylist())
+        found = named(m.prompts, [{name} for name in chosen[column].to_pylist()])
         if found.leak:
             row = int(m.sample[found.first])
             return LEAK, f"{found.own:.1%} of the prompts hold their own {column}, first row {row}"
@@ -152,16 +152,21 @@ def _identifiers_in_chains(m: _Material) -> Result:
     if not path.exists():
         return NOT_REACHED, "no chains yet"
     chains = read_table(path)
-    rows = {key: row for row, key in reversed(list(enumerate(m.table["exact_key"].to_pylist())))}
-    foreign = [key for key in chains["exact_key"].to_pylist() if key not in rows]
+    keys = chains["exact_key"].to_pylist()
+    rows: dict[str, list[int]] = {key: [] for key in keys}  # of all who share the profile
+    for row, key in enumerate(m.table["exact_key"].to_pylist()):
+        if key in rows:
+            rows[key].append(row)
+    foreign = [key for key in keys if not rows[key]]
     if foreign:
         return LEAK, f"{len(foreign)} chains belong to no profile of the population, first {foreign[0]}"
-    owners = [rows[key] for key in chains["exact_key"].to_pylist()]
     texts = [" ".join(str(value) for value in values) for values in chains["values"].to_pylist()]
     for column in ("user_id", "group"):
-        found = named(texts, m.table[column].take(pa.array(owners)).to_pylist())
+        names = m.table[column].to_pylist()
+        owners = {key: {names[row] for row in found} for key, found in rows.items()}
+        found = named(texts, [owners[key] for key in keys])
         if found.leak:
-            return LEAK, f"{found.own:.1%} of the chains hold their user's {column}, first chain {found.first}"
+            return LEAK, f"{found.own:.1%} of the chains hold a {column} of their profile, first chain {found.first}"
     return CLEAN, f"{len(texts)} chains"
 
 
@@ -239,12 +244,12 @@ def _users_behind_records(m: _Material) -> Result:
 
 
 def _guarded(check: Callable[[_Material], Result]) -> Callable[[_Material], Result]:
-    """A check that raises what it found as a DataError becomes a finding."""
+    """A check that raises what it found becomes a finding; a fault of the data that is no leak stays an error of its own."""
 
     def run(material: _Material) -> Result:
         try:
             return check(material)
-        except DataError as error:
+        except OverlapError as error:
             return LEAK, f"{error.what} ({error.where}): {error.why}"
 
     return run

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from scaletot_jax.errors import DataError
+from scaletot_jax.errors import DataError, OverlapError
 from scaletot_jax.profiles.split import EVALUATION, SPLITS, TRAIN
 
 Strings = Sequence[str] | np.ndarray
@@ -25,13 +25,14 @@ def audit_splits(groups: Strings, splits: Strings) -> dict[str, int]:
       the number of groups of each split.
 
     Raises:
-      DataError: a group lies in two splits (both named), or a split that evaluation needs is empty.
+      OverlapError: a group lies in two splits (both named).
+      DataError: a split that evaluation needs is empty.
     """
     members = {name: _members(groups, splits, name) for name in SPLITS}
     for a, b in combinations(SPLITS, 2):
         shared = members[a] & members[b]
         if shared:
-            raise DataError(
+            raise OverlapError(
                 f"splits '{a}' and '{b}' share {len(shared)} group(s)",
                 where=f"population.parquet, group {min(map(str, shared))!r}",
                 why="a user on both sides of a split makes every figure too good",
@@ -54,13 +55,13 @@ def audit_training(trained_groups: Iterable[str], groups: Strings, splits: Strin
       the number of trained groups.
 
     Raises:
-      DataError: a trained group lies in head, val or test.
+      OverlapError: a trained group lies in head, val or test.
     """
     trained = set(trained_groups)
     for name in UNSEEN:
         shared = trained & _members(groups, splits, name)
         if shared:
-            raise DataError(
+            raise OverlapError(
                 f"{len(shared)} group(s) of split '{name}' were used to train the language model or the encoder",
                 where=f"group {min(map(str, shared))!r}",
                 why="their states are over-optimistic: the student has seen their labels",
@@ -79,13 +80,22 @@ def audit_time(snapshots: np.ndarray, splits: Strings, horizon: int) -> int:
 
     Returns:
       days between the end of the last training label and the first val or test snapshot, ≥ 0.
+
+    Raises:
+      OverlapError: a window reaches beyond one.
+      DataError: there is no training row, or none of val and test.
     """
     names = np.asarray(splits, object)
     early = np.isin(names, TRAIN)
     late = np.isin(names, EVALUATION)
+    for rows, wanted in ((early, TRAIN), (late, EVALUATION)):
+        if not rows.any():
+            raise DataError(
+                f"splits {', '.join(wanted)} have no rows", do="use more rows, or raise their fractions in config.split"
+            )
     gap = int((snapshots[late].min() - snapshots[early].max()).astype(int)) - horizon
     if gap < 0:
-        raise DataError(
+        raise OverlapError(
             "a training label window reaches into the evaluation period",
             where=f"last training snapshot {snapshots[early].max()}, first evaluation snapshot {snapshots[late].min()}",
             why=f"the label takes {horizon} days",

@@ -264,6 +264,51 @@ def test_a_leak_planted_behind_the_stages(clean, tmp_path, check):
     assert [name for name, s in found(workdir, clean[1]).items() if s == LEAK] == [check]
 
 
+def test_the_chain_of_a_shared_profile_may_name_none_who_share_it(clean, tmp_path):
+    """The one it names need not be the first in the table."""
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    path = workdir / "prepare" / "population.parquet"
+    table = pq.read_table(path)
+    taught = pq.read_table(workdir / "teach" / "chains.parquet")["exact_key"].to_pylist()
+    keys, users = table["exact_key"].to_pylist(), table["user_id"].to_pylist()
+    first = {key: keys.index(key) for key in taught}
+    rest = iter([row for row, key in enumerate(keys) if key not in first])
+    last = {key: next(rest) for key in first}  # somebody else's profile is made the same
+    for key, row in last.items():
+        assert users[row] != users[first[key]]
+        keys[row] = key
+    pq.write_table(table.set_column(table.column_names.index("exact_key"), "exact_key", pa.array(keys)), path)
+    assert found(workdir, clean[1])["identifiers in chains"] == CLEAN
+    last = {key: max(row for row, other in enumerate(keys) if other == key) for key in first}
+    values = pa.array([["active", users[last[key]].upper()] for key in taught])
+    edit(workdir / "teach" / "chains.parquet", lambda t: t.set_column(1, "values", values))
+    assert found(workdir, clean[1])["identifiers in chains"] == LEAK
+
+
+def test_a_fault_that_is_no_leak_is_not_called_one(clean, tmp_path, capsys):
+    """Neither a torn artifact of a stage nor a split without rows says anything of labels or users."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from scaletot_jax.config import default_config as get_config\n")
+    for name, harm, told in (
+        ("torn", lambda w: (w / "osipo" / "users.parquet").write_bytes(b"PAR1"), "users.parquet"),
+        (
+            "empty",
+            lambda w: move(
+                w, "split", lambda t: ("split", ["unused" if s == "val" else s for s in t["split"].to_pylist()])
+            ),
+            "'val' has no rows",
+        ),
+    ):
+        workdir = tmp_path / name
+        shutil.copytree(clean[0], workdir)
+        (workdir / "audit.json").unlink(missing_ok=True)
+        harm(workdir)
+        assert main(["audit", "--config", str(recipe), "--workdir", str(workdir)]) == DataError.exit_code == 3
+        shown = capsys.readouterr()
+        assert told in shown.err and "leak " not in shown.out + shown.err and not (workdir / "audit.json").exists()
+
+
 def test_the_command_ends_with_the_exit_code_of_a_leak(clean, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(clean[0], workdir)

@@ -111,3 +111,5 @@ def test_time_order():
     with pytest.raises(DataError, match="reaches into"):
         audit_time(days, splits, 31)
     assert audit_time(days, ["teacher", "unused", "val", "test"], 60) == 1
+    with pytest.raises(DataError, match="val, test have no rows"):
+        audit_time(days, ["teacher", "head", "unused", "unused"], 30)
