@@ -26,6 +26,7 @@ from scaletot_jax.export.levels import all_logits
 from scaletot_jax.files import read_json, write_json
 from scaletot_jax.losses.ltv import hurdle_distribution
 from scaletot_jax.population.compute import compile_columns
+from scaletot_jax.population.forward import nested_survivals
 from scaletot_jax.population.model import ServedModel, copy_parts, seal_model
 from scaletot_jax.population.probe import write_probe
 from scaletot_jax.population.rows import Layout, RowEncoder
@@ -162,15 +163,20 @@ def predict_table(model: ServedModel, table: pa.Table, *, probabilities: bool) -
 
 
 def _probabilities(model: ServedModel, inputs: Inputs) -> dict[str, np.ndarray]:
-    """P(y = j), the mean over seeds, of every label of days."""
+    """P(y = j) of every label of days, the mean over seeds; of several horizons those that agree, as in the expectations."""
     rows, out = inputs.cat.shape[0], {}
     parts: dict[str, list[np.ndarray]] = {}
     for begin in range(0, rows, _BATCH):
         index = np.minimum(np.arange(begin, begin + _BATCH), rows - 1)
         logits = _logits(model.params, model.spec, Inputs(*(column[index] for column in inputs)))
-        for target, one in zip(model.spec.targets, logits):
+        agreed = nested_survivals(model.spec, logits)
+        for place, (target, one) in enumerate(zip(model.spec.targets, logits)):
             if target.kind == "days":
-                mean = np.asarray(jnp.mean(hurdle_distribution(one), axis=1), np.float64)
+                if place in agreed:
+                    above = np.pad(np.asarray(agreed[place], np.float64), ((0, 0), (1, 0)), constant_values=1.0)
+                    mean = above - np.pad(above[:, 1:], ((0, 0), (0, 1)))
+                else:
+                    mean = np.asarray(jnp.mean(hurdle_distribution(one), axis=1), np.float64)
                 parts.setdefault(target.column, []).append(mean[: min(_BATCH, rows - begin)])
     for column, found in parts.items():
         whole = np.concatenate(found)

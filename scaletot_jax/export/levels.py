@@ -35,7 +35,9 @@ def all_logits(params: Mapping[str, Any], spec: ServedSpec, inputs: Inputs) -> t
     return tuple(head_logits(head, target.mixing, x) for target, head in zip(spec.targets, params["heads"]))
 
 
-def level_error(target: TargetSpec, logits: np.ndarray, level: float, values: np.ndarray) -> np.ndarray:
+def level_error(
+    target: TargetSpec, logits: np.ndarray, level: float, values: np.ndarray, survival: np.ndarray | None = None
+) -> np.ndarray:
     """The error of the module's text, float64.
 
     Args:
@@ -43,21 +45,28 @@ def level_error(target: TargetSpec, logits: np.ndarray, level: float, values: np
       logits: [B, S, O] of its heads.
       level: q.
       values: [B] alleged quantiles.
+      survival: P(y > 0..H−1) [B, H] of days whose distribution is not that of their heads alone, see
+        :func:`scaletot_jax.population.forward.nested_survivals`.
 
     Returns:
       [B] in probability; infinite where a value is no value of the label (below 0, above the cap, half a day).
     """
-    below, until = _days(target, logits, values) if target.kind == "days" else _money(target, logits, values)
+    below, until = _days(target, logits, values, survival) if target.kind == "days" else _money(target, logits, values)
     error = np.maximum(np.maximum(below - level, level - until), 0)
     top = target.horizon if target.kind == "days" else np.float32(target.cap)
     impossible = (values < 0) | (values > top) | ((target.kind == "days") & (values != np.round(values)))
     return np.where(impossible, np.inf, error)
 
 
-def _days(target: TargetSpec, logits: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _days(
+    target: TargetSpec, logits: np.ndarray, values: np.ndarray, survival: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """P(y < v), P(y ≤ v)."""
-    distribution = np.asarray(hurdle_distribution(jnp.asarray(logits)), np.float64).mean(1)
-    reached = np.cumsum(distribution / distribution.sum(1, keepdims=True), axis=1)  # [B, H + 1]
+    if survival is None:
+        distribution = np.asarray(hurdle_distribution(jnp.asarray(logits)), np.float64).mean(1)
+        reached = np.cumsum(distribution / distribution.sum(1, keepdims=True), axis=1)  # [B, H + 1]
+    else:
+        reached = np.pad(1 - np.asarray(survival, np.float64), ((0, 0), (0, 1)), constant_values=1.0)
     day = np.clip(np.nan_to_num(values), 0, target.horizon).astype(np.int64)
     rows = np.arange(len(day))
     return np.where(day > 0, reached[rows, np.maximum(day - 1, 0)], 0.0), reached[rows, day]

@@ -7,7 +7,7 @@ the normal distribution, so a quantile of money is halved from a bracket that ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,13 @@ def served_graph(g: Graph, spec: ServedSpec, params: Mapping[str, Any]) -> dict[
         centre, scale = (np.asarray(params["scaler"][name], np.float32) for name in ("mean", "std"))
         x = g("Div", g("Sub", g("Concat", *_dense(g, spec), embedding, axis=1), centre), scale)
         x = g("Clip", x, np.float32(-8), np.float32(8))
-    for target, head in zip(spec.targets, params["heads"]):
-        read = _days if target.kind == "days" else _value
-        mean, positive, quantiles = read(g, target, _logits(g, target, head, x))
+    logits = [_logits(g, target, head, x) for target, head in zip(spec.targets, params["heads"])]
+    agreed = _agreed(g, spec, logits)
+    for place, (target, one) in enumerate(zip(spec.targets, logits)):
+        if place in agreed:
+            mean, positive, quantiles = _survival_read(g, agreed[place])
+        else:
+            mean, positive, quantiles = (_days if target.kind == "days" else _value)(g, target, one)
         found += [mean, positive, *(g.column(quantiles, i) for i in range(len(LEVELS)))]
     return {name: (of, () if i else (spec.encoder.dim,)) for i, (name, of) in enumerate(zip(output_names(spec), found))}
 
@@ -81,6 +85,16 @@ def _log_sigmoid(g: Graph, x: str) -> str:
 
 def _days(g: Graph, target: TargetSpec, logits: str) -> tuple[str, str, str]:
     """Mean, P(y > 0) and quantiles of the averaged hurdle distribution; logits [B, S, H]."""
+    distribution, below = _distribution(g, target, logits)
+    days = np.arange(target.horizon + 1, dtype=np.float32)
+    mean = g.total(g("Mul", distribution, days), keepdims=False)
+    positive = g("Sub", np.float32(1), g.column(distribution, 0))
+    under = g("Less", g("Unsqueeze", below, ints(1)), np.asarray(LEVELS, np.float32)[:, None])
+    return mean, positive, g("ReduceSum", g.as_float(under), ints(2), keepdims=0)
+
+
+def _distribution(g: Graph, target: TargetSpec, logits: str) -> tuple[str, str]:
+    """P(y = 0..H) averaged over seeds, [B, H + 1], and P(y ≤ 0..H−1), [B, H]."""
     hurdle = g.columns(logits, [0], axis=2)
     active, none = _log_sigmoid(g, hurdle), g("Neg", g("Softplus", hurdle))
     if target.horizon > 1:
@@ -93,12 +107,43 @@ def _days(g: Graph, target: TargetSpec, logits: str) -> tuple[str, str, str]:
     by_seed = g("Exp", g("Concat", none, active, axis=2))
     distribution = g("ReduceMean", by_seed, ints(1), keepdims=0)  # [B, H + 1]
     distribution = g("Div", distribution, g.total(distribution, keepdims=True))
-    days = np.arange(target.horizon + 1, dtype=np.float32)
-    mean = g.total(g("Mul", distribution, days), keepdims=False)
-    positive = g("Sub", np.float32(1), g.column(distribution, 0))
-    below = g.columns(g("CumSum", distribution, np.int64(1)), range(target.horizon))
-    under = g("Less", g("Unsqueeze", below, ints(1)), np.asarray(LEVELS, np.float32)[:, None])
-    return mean, positive, g("ReduceSum", g.as_float(under), ints(2), keepdims=0)
+    return distribution, g.columns(g("CumSum", distribution, np.int64(1)), range(target.horizon))
+
+
+def _agreed(g: Graph, spec: ServedSpec, logits: Sequence[str]) -> dict[int, str]:
+    """Place of each label that nests → P(y > j) [B, H]; the mathematics of ``population.nested.ordered``."""
+    if not spec.nested:
+        return {}
+    horizons = [spec.targets[place].horizon for place in spec.nested]
+    survivals = [
+        g("Sub", np.float32(1), _distribution(g, spec.targets[place], logits[place])[1]) for place in spec.nested
+    ]
+    s = []
+    for one, horizon in zip(survivals[:-1], horizons):
+        beyond = g("Mul", g.columns(survivals[-1], range(horizon, horizons[-1])), np.float32(0))
+        s.append(g("Concat", one, beyond, axis=1))
+    s.append(survivals[-1])
+    count, out = len(s), {}
+
+    def mean(a: int, b: int) -> str:
+        return s[a] if a == b else g("Div", g("Sum", *s[a : b + 1]), np.float32(b + 1 - a))
+
+    means = {(a, b): mean(a, b) for a in range(count) for b in range(a, count)}
+    for i, place in enumerate(spec.nested):
+        pooled = [g("Min", *(means[a, b] for b in range(i, count))) for a in range(i + 1)]
+        out[place] = g.columns(g("Max", *pooled), range(horizons[i]))
+    return out
+
+
+def _survival_read(g: Graph, survival: str) -> tuple[str, str, str]:
+    """Mean, P(y > 0) and quantiles of P(y > j) [B, H]."""
+    above = 1 - np.asarray(LEVELS, np.float32)[:, None]
+    over = g("Greater", g("Unsqueeze", survival, ints(1)), above)
+    return (
+        g.total(survival, keepdims=False),
+        g.column(survival, 0),
+        g("ReduceSum", g.as_float(over), ints(2), keepdims=0),
+    )
 
 
 def _value(g: Graph, target: TargetSpec, logits: str) -> tuple[str, str, str]:

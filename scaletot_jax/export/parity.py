@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scaletot_jax.encoder.model import EncoderSpec, Inputs
 from scaletot_jax.errors import DataError
 from scaletot_jax.export.levels import all_logits, level_error
 from scaletot_jax.population.compute import column_names
-from scaletot_jax.population.forward import LEVELS, Served, ServedSpec, apply
+from scaletot_jax.population.forward import LEVELS, Served, ServedSpec, apply, nested_survivals
 from scaletot_jax.population.model import ServedModel
 from scaletot_jax.profiles.features import FIRST_VALUE, MISSING, UNKNOWN
 
@@ -43,8 +44,12 @@ def quantile_measures(spec: ServedSpec, logits: Sequence[np.ndarray]) -> dict[st
 
     ``logits``: [B, S, O] of each label.
     """
+    found = nested_survivals(spec, [jnp.asarray(one) for one in logits])
+    agreed = {place: np.asarray(survival) for place, survival in found.items()}
     measures = [
-        partial(level_error, target, one, level) for target, one in zip(spec.targets, logits) for level in LEVELS
+        partial(level_error, target, one, level, survival=agreed.get(place))
+        for place, (target, one) in enumerate(zip(spec.targets, logits))
+        for level in LEVELS
     ]
     names = [name for name in output_names(spec) if not name.startswith(("embedding", "expected_", "p_positive_"))]
     return dict(zip(names, measures))

@@ -3,13 +3,13 @@
     inputs ─► encoder ─► ẑ [B, E] ─┐
        └────► dense features ──────┴► scaler ─► heads of S seeds ─► distributions, averaged ─► mean, P(y > 0), quantiles
 
-One jitted call of fixed shape. The heads learnt on ẑ rounded to float16 and read it unrounded here: a difference within
+Distributions of labels that nest (active days of several horizons) are made to agree before they are read, see nested.py. One jitted call of fixed shape. The heads learnt on ẑ rounded to float16 and read it unrounded here: a difference within
 2⁻¹¹ of an input, so that an export needs no rounding of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ import numpy as np
 from scaletot_jax.encoder.model import EncoderSpec, Inputs
 from scaletot_jax.encoder.model import apply as apply_encoder
 from scaletot_jax.losses.ltv import ziln_mean
+from scaletot_jax.population.nested import ordered
 from scaletot_jax.population.quantiles import hurdle_quantiles, hurdle_survival, ziln_quantiles
 from scaletot_jax.profiles.features import PADDING
 
@@ -62,6 +63,7 @@ class ServedSpec:
       numbers, ordered: how many number and ordered fields there are; they fix which missing bits the dense features show.
       cat_active, multi_active: for each cat and multi field the ids that the dense features show.
       targets: the labels.
+      nested: places in ``targets`` of those whose days include one another's, horizons ascending.
     """
 
     encoder: EncoderSpec
@@ -70,6 +72,7 @@ class ServedSpec:
     cat_active: tuple[tuple[int, ...], ...]
     multi_active: tuple[tuple[int, ...], ...]
     targets: tuple[TargetSpec, ...]
+    nested: tuple[int, ...] = ()
 
 
 def dense(spec: ServedSpec, inputs: Inputs) -> jax.Array:
@@ -102,11 +105,21 @@ def read_label(target: TargetSpec, logits: jax.Array) -> ServedLabel:
     No expected value and no quantile of money lies above ``target.cap``: they are those of min(y, cap), seed by seed.
     """
     if target.kind == "days":
-        survival = hurdle_survival(logits)
-        return ServedLabel(jnp.sum(survival, axis=1), survival[:, 0], hurdle_quantiles(survival, LEVELS))
+        return _read_days(hurdle_survival(logits))
     mean = jnp.mean(jnp.minimum(ziln_mean(logits), target.cap), axis=1)
     positive = jnp.mean(jax.nn.sigmoid(logits[..., 0]), axis=1)
     return ServedLabel(mean, positive, jnp.minimum(ziln_quantiles(logits, LEVELS), target.cap))
+
+
+def _read_days(survival: jax.Array) -> ServedLabel:
+    return ServedLabel(jnp.sum(survival, axis=1), survival[:, 0], hurdle_quantiles(survival, LEVELS))
+
+
+def nested_survivals(spec: ServedSpec, logits: Sequence[jax.Array]) -> dict[int, jax.Array]:
+    """Place of each label that nests → P(y > j), [B, horizon], made to agree. ``logits``: [B, S, O] of every label."""
+    if not spec.nested:
+        return {}
+    return dict(zip(spec.nested, ordered([hurdle_survival(logits[place]) for place in spec.nested])))
 
 
 def apply(params: Mapping[str, Any], spec: ServedSpec, inputs: Inputs) -> Served:
@@ -126,8 +139,11 @@ def apply(params: Mapping[str, Any], spec: ServedSpec, inputs: Inputs) -> Served
         return Served(embedding, ())
     x = jnp.concatenate([dense(spec, inputs), embedding], axis=1)
     x = jnp.clip((x - params["scaler"]["mean"]) / params["scaler"]["std"], -8, 8)
+    logits = [head_logits(head, target.mixing, x) for target, head in zip(spec.targets, params["heads"])]
+    agreed = nested_survivals(spec, logits)
     labels = [
-        read_label(target, head_logits(head, target.mixing, x)) for target, head in zip(spec.targets, params["heads"])
+        _read_days(agreed[place]) if place in agreed else read_label(target, one)
+        for place, (target, one) in enumerate(zip(spec.targets, logits))
     ]
     return Served(embedding, tuple(labels))
 

@@ -27,6 +27,7 @@ from scaletot_jax.errors import DataError, StaleRunError
 from scaletot_jax.evaluation import kept_heads
 from scaletot_jax.files import copy_file, fingerprint, read_json, sha256_file, write_json
 from scaletot_jax.population.forward import Served, ServedLabel, ServedSpec, TargetSpec, apply, dense, serve
+from scaletot_jax.population.nested import nested_columns
 from scaletot_jax.profiles.features import FeatureSpace
 from scaletot_jax.profiles.fields import Field
 from scaletot_jax.profiles.schema import Schema
@@ -96,6 +97,9 @@ def load_model(directory: str | Path) -> ServedModel:
             why="its columns are not those of features.json",
         )
     stated = read_json(directory / "schema.json")
+    schema = Schema.from_dict(stated["schema"], where=str(directory / "schema.json"))
+    places = {head.column: place for place, head in enumerate(heads.heads)}
+    nested = tuple(places[column] for column in nested_columns(schema.labels) if column in places)
     spec = ServedSpec(
         encoder=encoder.spec,
         numbers=len(space.number_fields),
@@ -103,6 +107,7 @@ def load_model(directory: str | Path) -> ServedModel:
         cat_active=tuple(space.active[name] for name in space.cat_fields),
         multi_active=tuple(space.active[name] for name in space.multi_fields),
         targets=tuple(TargetSpec(head.column, head.kind, head.horizon, head.cap, head.mixing) for head in heads.heads),
+        nested=nested if len(nested) > 1 else (),
     )
     params = {
         "encoder": encoder.params,
@@ -113,7 +118,7 @@ def load_model(directory: str | Path) -> ServedModel:
         spec=spec,
         params=params,
         space=space,
-        schema=Schema.from_dict(stated["schema"], where=str(directory / "schema.json")),
+        schema=schema,
         fields=space.fields,
         reference=read_json(directory / "reference.json"),
         fingerprint=record["fingerprint"],

@@ -61,6 +61,8 @@ def write_untrained_model(
     heads = [_head(rng, table, labels.days.column, labels.days.horizon, x.shape[1], head_width, seeds)]
     if labels.value is not None:
         heads.append(_head(rng, table, labels.value.column, 0, x.shape[1], head_width, seeds))
+    more = [(label.column, label.horizon) for label in labels.horizons] + [(label.column, 1) for label in labels.binary]
+    heads += [_head(rng, table, column, horizon, x.shape[1], head_width, seeds) for column, horizon in more]
     write_heads(
         directory, heads, Scaler.fit(x), profile_fields="static+early", columns=space.dense_columns(), dim=dim
     )  # fmt: skip

@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +21,9 @@ from scaletot_jax import __version__, cli
 from scaletot_jax.encoder import model as encoder_model
 from scaletot_jax.encoder.model import Inputs
 from scaletot_jax.errors import ConfigError, DataError, StaleRunError
+from scaletot_jax.estimator_fit import predict_table
+from scaletot_jax.evaluation.monotone import order_horizons
+from scaletot_jax.evaluation.predictions import of_distribution
 from scaletot_jax.export import interface, onnx_format, parity
 from scaletot_jax.export.jax_format import PLATFORMS
 from scaletot_jax.export.onnx_encoder import encoder_graph
@@ -27,6 +32,7 @@ from scaletot_jax.export.onnx_heads import served_graph
 from scaletot_jax.export.read import open_export
 from scaletot_jax.export.write import GATE_ROWS, parse_formats, write_exports
 from scaletot_jax.files import read_json, write_json
+from scaletot_jax.losses.ltv import hurdle_distribution
 from scaletot_jax.profiles.features import FeatureSpace
 
 pytestmark = pytest.mark.xdist_group("export")
@@ -179,6 +185,43 @@ def test_an_id_outside_the_vocabulary_is_heard(model, record):
 def test_a_horizon_of_one_day_has_no_hazards(tmp_path):
     model = tiny_model.make(tmp_path / "model", horizon=1)
     write_exports(model, ("onnx",), tiny_model.table(horizon=1))  # the gate compares
+
+
+def test_labels_of_several_horizons_agree_in_every_form(tmp_path):
+    """What is served of nested labels is what evaluation makes of the averaged heads: ordered in every row, quantiles too."""
+    model = tiny_model.make_nested(tmp_path / "model")
+    assert [model.spec.targets[place].column for place in model.spec.nested] == ["lt1", "lt7", "lt30"]
+    inputs = Inputs(*model.space.encode(tiny_model.table(GATE_ROWS, seed=5)))
+    said, logits = parity.flax_outputs(model, inputs)
+    heads = [np.asarray(hurdle_distribution(jnp.asarray(logits[i])), np.float64).mean(1) for i in model.spec.nested]
+    apart = [of_distribution(one) for one in heads]
+    assert np.mean(apart[0].positive > apart[1].positive) > 0.1  # or there would be nothing to do
+    names = ["lt1", "lt7", "lt30"]
+    for name, want in zip(names, order_horizons(apart)):
+        np.testing.assert_allclose(said[f"expected_{name}"], want.mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(said[f"p_positive_{name}"], want.positive, atol=1e-6)
+        reached = np.cumsum(want.distribution, axis=1)
+        for quantile, level in (("q10", 0.1), ("q50", 0.5), ("q90", 0.9)):
+            exact = (reached[:, :-1] < level).sum(1)
+            near = np.abs(reached[np.arange(len(exact)), exact] - level) < 1e-6
+            assert (near | (said[f"{quantile}_{name}"] == exact)).all()
+    for shorter, longer in pairwise(names):
+        for column in ("expected", "p_positive", "q10", "q50", "q90"):
+            assert (said[f"{column}_{shorter}"] <= said[f"{column}_{longer}"] + 1e-6).all()
+    won = [target.column for target in model.spec.targets].index("won")  # no day of any horizon
+    alone = np.asarray(hurdle_distribution(jnp.asarray(logits[won]))).mean(1)[:, 1]
+    np.testing.assert_allclose(said["expected_won"], alone, atol=1e-6)
+    write_exports(model, ("onnx", "jax"), tiny_model.table())  # the gate compares
+
+
+def test_probabilities_of_several_horizons_are_those_of_the_expectations(tmp_path):
+    model, table = tiny_model.make_nested(tmp_path / "model"), tiny_model.table(50, seed=6)
+    found = predict_table(model, table, probabilities=True)
+    for name, horizon in (("lt1", 1), ("lt7", 7), ("lt30", 30), ("won", 1)):
+        p = found[f"probabilities_{name}"]
+        assert p.shape == (50, horizon + 1) and (p >= 0).all()
+        np.testing.assert_allclose(p.sum(1), 1, atol=1e-9)
+        np.testing.assert_allclose(p @ np.arange(horizon + 1), found[f"expected_{name}"], rtol=1e-4, atol=1e-5)
 
 
 def test_an_encoder_without_labels(model):

@@ -41,6 +41,21 @@ def table(rows: int = 300, seed: int = 0, horizon: int = 30) -> pa.Table:
     )
 
 
+def make_nested(directory: Path) -> ServedModel:
+    """With days of three horizons, one of them a single day, and a binary label: drawn heads that disagree in most rows."""
+    base = table()
+    days = np.asarray(base["lt30"].to_pylist())
+    for name, values in {"lt1": days > 20, "lt7": np.minimum(days, 7), "won": days % 2}.items():
+        base = base.append_column(name, pa.array(values.astype(np.int64)))
+    labels = {
+        **schema().to_dict()["labels"],
+        "horizons": [{"column": "lt7", "horizon": 7}, {"column": "lt1", "horizon": 1}],
+        "binary": [{"column": "won"}],
+    }
+    whole = Schema.from_dict(schema().to_dict() | {"labels": labels})
+    return write_untrained_model(directory, base, whole, dim=8, width=16, seeds=3, head_width=6, target_dim=4)
+
+
 def make(directory: Path, horizon: int = 30) -> ServedModel:
     return write_untrained_model(
         directory, table(horizon=horizon), schema(horizon), dim=8, width=16, seeds=3, head_width=6, target_dim=4
