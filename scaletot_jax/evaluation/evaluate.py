@@ -110,7 +110,7 @@ def evaluate(run: Run) -> Stage:
                     "verdict": verdict(
                         {other: row[metric] for other, row in gains.items() if metric in row},
                         target=target.column, metric=metric, features=name, level=settings["level"],
-                        seeds=run.config["head"]["seeds"], rows=len(rows.test), groups=test_groups,
+                        seeds=run.config["head"]["seeds"], rows=len(rows.test), groups=test_groups, resamples=settings["bootstrap"],
                     ),
                 }  # fmt: skip
                 predictions += [

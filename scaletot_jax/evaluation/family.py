@@ -26,6 +26,14 @@ def bootstrap_p(samples: np.ndarray) -> float:
     return float(min(1.0, 2.0 * (least + 1) / (len(valid) + 1)))
 
 
+def least_p(resamples: int, comparisons: int) -> float:
+    """The smallest that Holm's correction over ``comparisons`` leaves of any :func:`bootstrap_p`: min(1, 2 m / (R + 1)).
+
+    Every adjusted p-value of a family is at least m times the family's smallest one.
+    """
+    return min(1.0, 2.0 * comparisons / (resamples + 1))
+
+
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down adjusted p-values: p̃_(i) = max_{j≤i} min(1, (m − j + 1) p_(j)), ascending p_(1..m).
 

@@ -7,7 +7,8 @@ network. So a gain over the head without ẑ says nothing yet about reasoning. T
               over these rivals is at most 1 − level
     hurt      ẑ is worse than the head without it, by the same two conditions below zero
     cannot be told at this size   all else: also where a required rival was not run. The minimal detectable difference says
-              what a comparison of this size would have found in 80 % of samples
+              what a comparison of this size would have found in 80 % of samples. With R < 2 m / (1 − level) − 1 resamples
+              for m rivals no p-value can be small enough, whatever the data say, and the sentence says that instead
 
 The rivals: the same head without ẑ; the same encoder trained on labels only; the placebos, that encoder trained on shuffled
 states and on random projections of the profile; and prompt ends, the language model's states without reasoning.
@@ -15,13 +16,14 @@ states and on random projections of the profile; and prompt ends, the language m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from scaletot_jax.evaluation.bootstrap import Interval
-from scaletot_jax.evaluation.family import bootstrap_p, holm, minimal_detectable
+from scaletot_jax.evaluation.family import bootstrap_p, holm, least_p, minimal_detectable
 
 HELPED, HURT, UNDECIDED = "helped", "hurt", "cannot be told at this size"
 WITH, WITHOUT = "profile_z", "profile"
@@ -109,6 +111,7 @@ def verdict(
     groups: int,
     level: float,
     seeds: int = 1,
+    resamples: int = 0,
     required: tuple[str, ...] = REQUIRED,
 ) -> dict[str, Any]:
     """Words for one comparison.
@@ -119,6 +122,7 @@ def verdict(
       rows, groups: size of the test set.
       level: of the intervals.
       seeds: heads a system, whose predictions were averaged.
+      resamples: R of the p-values; 0: not of a bootstrap.
       required: see :func:`decide`.
 
     Returns:
@@ -141,10 +145,13 @@ def verdict(
         for name in required
         if name in gains
     }
+    rivals = len(comparisons)
+    few = resamples > 0 and least_p(resamples, rivals) > 1 - level
     subject = {
         HELPED: "Adding ẑ, the distilled reasoning states, helped",
         HURT: "Adding ẑ, the distilled reasoning states, hurt",
-        UNDECIDED: "Whether adding ẑ, the distilled reasoning states, helps cannot be told at this size",
+        UNDECIDED: "Whether adding ẑ, the distilled reasoning states, helps cannot be told "
+        + ("with so few resamples" if few else "at this size"),
     }[found["word"]]
     sentence = (
         f"{subject}: {target}, {metric} with ẑ minus without = {_number(first.interval, level)} "
@@ -157,10 +164,18 @@ def verdict(
         "over_placebos": {name: gains[name].interval.to_dict() for name in required[1:] if name in gains},
         "comparisons": comparisons,
         "minimal_detectable": _finite(first.detectable),
-        "sentence": sentence + _because(found, gains, required, level),
+        "sentence": sentence + (_too_few(resamples, rivals, level) if few else _because(found, gains, required, level)),
         "caveat": CAVEAT,
         "target": target, "metric": metric, "features": features, "rows": rows, "groups": groups, "level": level, "seeds": seeds,
     }  # fmt: skip
+
+
+def _too_few(resamples: int, rivals: int, level: float) -> str:
+    least = math.ceil(2 * rivals / (1 - level) - 1 - 1e-6)
+    return (
+        f" The data were not asked: with {resamples} resamples and {rivals} rival{'s' * (rivals > 1)} no p-value after Holm's correction is "
+        f"below {least_p(resamples, rivals):.3g}, so none can reach {1 - level:.3g}. Set evaluate.bootstrap to {least} or more."
+    )
 
 
 def _because(found: Mapping[str, Any], gains: Mapping[str, Gain], required: tuple[str, ...], level: float) -> str:

@@ -5,6 +5,7 @@ import pytest
 
 from scaletot_jax.errors import DataError
 from scaletot_jax.evaluation.bootstrap import Interval
+from scaletot_jax.evaluation.family import bootstrap_p, least_p
 from scaletot_jax.evaluation.split_audit import audit_splits, audit_time, audit_training
 from scaletot_jax.evaluation.verdict import (
     CAVEAT,
@@ -66,6 +67,25 @@ def test_an_interval_above_zero_that_does_not_stand_holms_correction_is_no_gain(
     made[RIVALS[1]] = made[RIVALS[1]]._replace(p=0.04)
     found = decide(made, level=0.95)
     assert found["word"] == UNDECIDED and found["tied"] == list(RIVALS[:2]) and found["p_holm"][RIVALS[0]] == 0.08
+
+
+@pytest.mark.parametrize(("rivals", "least"), [(5, 199), (2, 79), (1, 39)])
+def test_so_few_resamples_that_nothing_can_be_found_are_the_reason(rivals, least):
+    """The smallest p-value that so many resamples can give, for every rival, decides from ``least`` on and never below."""
+    required = REQUIRED[:rivals]
+    for resamples in (least - 1, least, 1000):
+        p = bootstrap_p(np.ones(resamples))
+        made = {name: Gain(ABOVE, p, 0.014) for name in required}
+        said = verdict(
+            made, target="lt30", metric="rps", features="static", rows=10, groups=8, level=0.95, resamples=resamples,
+            required=required,
+        )  # fmt: skip
+        assert max(one["p_holm"] for one in said["comparisons"].values()) == pytest.approx(least_p(resamples, rivals))
+        if resamples < least:
+            assert said["word"] == UNDECIDED and f"Set evaluate.bootstrap to {least} or more" in said["sentence"]
+            assert "at this size" not in said["sentence"] and "of samples of this size" not in said["sentence"]
+        else:
+            assert said["word"] == HELPED and "resamples" not in said["sentence"]
 
 
 @pytest.mark.parametrize("gain", [ABOVE, BELOW, ACROSS, NONE])
