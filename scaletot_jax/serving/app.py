@@ -29,6 +29,7 @@ from scaletot_jax.serving.rows import read_arrow_rows, read_json_rows
 
 SHAPES = (8, 64, 512)
 _INLINE = 16 << 10  # bytes of a body that are parsed on the event loop; more would hold up the others
+_FEW = 64  # rows that are answered on it
 
 
 class Service:
@@ -169,18 +170,11 @@ def _routes(app: FastAPI, service: Service, *, reloadable: bool) -> None:
         table = await _table(request, generation, service.limits)
         found = await service.batcher.submit(generation, table)
         service.meters.rows.inc(table.num_rows)
-        nearest = None
-        if explain == "true" and generation.chains is not None:
-            nearest = generation.chains.nearest(found["embedding"])
-        columns = {name: found[name] for name in generation.labels}
-        if embedding != "none":
-            vector = found["embedding"].astype(embedding)
-            if not np.isfinite(vector).all():
-                raise RequestError("an embedding is beyond float16", status=500, do="ask for embedding=float32")
-            columns = {"embedding": vector, **columns}
-        if ARROW in request.headers.get("accept", ""):
-            return arrow_answer(generation, columns, nearest)
-        return json_answer(generation, columns, nearest)
+        arrow = ARROW in request.headers.get("accept", "")
+        choice = (generation, found, embedding, explain == "true", arrow)
+        if table.num_rows <= _FEW:
+            return _predictions(*choice)
+        return await asyncio.to_thread(_predictions, *choice)
 
     @app.post("/v1/reload", summary="Take up a new export")
     async def reload() -> Response:
@@ -190,6 +184,22 @@ def _routes(app: FastAPI, service: Service, *, reloadable: bool) -> None:
                 do="start it with one, or send the process SIGHUP",
             )  # fmt: skip
         return json_response(await service.reload())
+
+
+def _predictions(
+    generation: Generation, found: dict[str, np.ndarray], embedding: str, explain: bool, arrow: bool
+) -> Response:
+    """The answer to a request from what was computed of its rows."""
+    nearest = None
+    if explain and generation.chains is not None:
+        nearest = generation.chains.nearest(found["embedding"])
+    columns = {name: found[name] for name in generation.labels}
+    if embedding != "none":
+        vector = found["embedding"].astype(embedding)
+        if not np.isfinite(vector).all():
+            raise RequestError("an embedding is beyond float16", status=500, do="ask for embedding=float32")
+        columns = {"embedding": vector, **columns}
+    return arrow_answer(generation, columns, nearest) if arrow else json_answer(generation, columns, nearest)
 
 
 async def _known_parameters(request: Request) -> None:
