@@ -13,9 +13,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaletot_jax.errors import StaleRunError
+from scaletot_jax.errors import DataError, StaleRunError
 from scaletot_jax.export.interface import FILE, PROGRAMS
-from scaletot_jax.files import disk_errors, sync_directory
+from scaletot_jax.files import disk_errors, read_json, sync_directory
 from scaletot_jax.population.model import ENCODER, FILES, OPTIONAL
 
 CARD = "README.md"
@@ -53,8 +53,21 @@ def replaces(directory: str | Path, do: str) -> Iterator[Path]:
 def check_free(directory: Path, do: str) -> None:
     """Raises StaleRunError where the directory holds files and is neither a served model nor a part of one."""
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
-    if names and not names & {"model.json", ENCODER[0]} and not any(name.startswith(_ASIDE) for name in names):
+    if names and not (_is_model(directory, names) or any(name.startswith(_ASIDE) for name in names)):
         raise StaleRunError("the directory holds other things", where=str(directory), do=do)
+
+
+def _is_model(directory: Path, names: set[str]) -> bool:
+    """Whether nothing but a model's own files would go: the name of one of them says nothing, other tools write a model.json."""
+    if set(FILES) <= names:  # whole, or its record went in an interrupted exchange
+        return True
+    if "model.json" not in names:
+        return ENCODER[0] in names and names <= NAMES
+    try:
+        record = read_json(directory / "model.json")
+        return "fingerprint" in record and ENCODER[0] in record["files"]
+    except (DataError, UnicodeError, KeyError, TypeError):
+        return False
 
 
 def _move_in(aside: Path, directory: Path) -> None:

@@ -114,3 +114,31 @@ def test_a_folder_of_other_things_is_refused(other, tmp_path):
     with pytest.raises(StaleRunError, match="other things"):
         save_pretrained(other, folder)
     assert [path.name for path in folder.iterdir()] == ["schema.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.json", '{"model": "somebody else\'s"}'),
+        ("model.json", "[1]"),
+        ("model.json", "\x00"),
+        ("encoder.json", "{}"),
+    ],
+)
+def test_a_file_of_a_models_name_makes_no_model(other, tmp_path, name, content):
+    """Such as another tool's model, or the folder of a stage: its README.md would be deleted, its encoder replaced."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    (folder / CARD).write_text("mine")
+    (folder / "weights.bin").write_text("mine")
+    with pytest.raises(StaleRunError, match="other things"):
+        save_pretrained(other, folder)
+    assert {path.name for path in folder.iterdir()} == {name, CARD, "weights.bin"}
+
+
+@pytest.mark.parametrize("gone", ["model.json", "heads.json"])
+def test_a_model_that_lacks_a_file_is_replaced(other, place, gone):
+    (place / gone).unlink()
+    save_pretrained(other, place)
+    assert load_model(place).fingerprint == other.fingerprint and (place / "mine.txt").exists()
