@@ -11,6 +11,7 @@ Writes, for the stages after it:
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -100,11 +101,26 @@ def prepare(run: Run) -> Stage:
         ARTIFACTS,
         summary={
             **summarise(population, schema, fields),
+            "left_out": _left_out(source.table, schema, data["low_activity"], population.num_rows),
             "surplus_columns": surplus_columns(source.table, schema),
             "example_prompt": renderer.text(population.slice(0, 1).to_pylist()[0]),
         },
     )
     return stage
+
+
+def _left_out(table: pa.Table, schema: Schema, low_activity: bool, kept: int) -> dict[str, int]:
+    """Rows of the input that are no part of the population; those whose activity is unknown belong to no activity class."""
+    rule, unknown = schema.low_activity, 0
+    if low_activity and rule is not None and rule.field in table.column_names:
+        unknown = table[rule.field].null_count
+    if unknown and rule is not None:
+        print(
+            f"prepare: {unknown:,} of {table.num_rows:,} rows left out: {rule.field} is missing, so that nobody knows whether they are "
+            "of low activity; data.low_activity=False keeps them",
+            file=sys.stderr,
+        )
+    return {"rows": table.num_rows - kept, "activity_unknown": unknown}
 
 
 def build_population(table: pa.Table, schema: Schema, which: str, fractions: Mapping[str, Any], seed: int) -> pa.Table:

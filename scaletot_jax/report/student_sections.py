@@ -23,9 +23,9 @@ def learning(material: Material) -> Markup:
         parts.append(
             el(
                 "p",
-                "OSIPO had no signal: the outcome hardly differs between the rollouts of one user (mean variance ",
-                number(osipo.get("outcome_variance"), 6),
-                "), so its updates could not learn which chain is better.",
+                "OSIPO had no signal: the outcome hardly differs between the rollouts of one user (variance ",
+                number(osipo.get("outcome_variance_median", osipo.get("outcome_variance")), 6),
+                " in the median update), so its updates could not learn which chain is better.",
                 class_="warn",
             )
         )

@@ -50,7 +50,7 @@ from scaletot_jax.student.switch_off import auc_interval, no_better_than_chance
 from scaletot_jax.student.throughput import FORWARD, LORA, count_work, model_flops
 from scaletot_jax.teacher.identity import identity_of_model
 
-MIN_OUTCOME_VARIANCE = 1e-4  # mean variance within a user below which there is nothing to learn from
+MIN_OUTCOME_VARIANCE = 1e-4  # variance within a user, in the median update, below which there is nothing to learn from
 MAX_VALIDITY_LOSS = 0.05
 
 
@@ -93,8 +93,8 @@ def osipo(run: Run) -> Stage:
     summary["worse_than_sft"] = worse_than_sft(summary["held_out"])
     if not summary["osipo_signal"]:
         print(
-            f"osipo: the outcome hardly varies within a user (mean variance {summary['outcome_variance']:.2e} < "
-            f"{MIN_OUTCOME_VARIANCE:.0e}): the updates had no signal to learn from",
+            f"osipo: the outcome hardly varies within a user (variance {summary['outcome_variance_median']:.2e} < "
+            f"{MIN_OUTCOME_VARIANCE:.0e} in the median update): most updates had no signal to learn from",
             file=sys.stderr,
         )
     if summary["worse_than_sft"]:
@@ -254,14 +254,16 @@ def summarise(steps: list[dict[str, Any]], stopped: dict[str, int]) -> dict[str,
         return float(np.mean([row[name] for row in steps if name in row]))
 
     judged = auc_interval([row for row in fresh if row["process_weight"]] or fresh)
-    variance = mean("outcome_variance")
+    # The first updates may vary much and the rest not at all: a mean would hide that.
+    median = float(np.median([row["outcome_variance"] for row in fresh]))
     return {
         "updates": len(steps),
         "batches": len(fresh),
         "outcome_first": fresh[0]["outcome"],
         "outcome_last": fresh[-1]["outcome"],
-        "outcome_variance": variance,
-        "osipo_signal": variance >= MIN_OUTCOME_VARIANCE,
+        "outcome_variance": mean("outcome_variance"),
+        "outcome_variance_median": median,
+        "osipo_signal": median >= MIN_OUTCOME_VARIANCE,
         "valid_rate": mean("valid_rate"),
         "zero_advantage_groups": mean("zero_advantage_groups"),
         "clip_fraction": mean("clip_fraction"),

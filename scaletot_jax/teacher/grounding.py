@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -135,6 +135,6 @@ def _numbers(text: str) -> dict[str, float]:
     return found
 
 
-@lru_cache(maxsize=4096)
+@cache  # every text asks for all values of a list in turn: a bound below their number keeps none
 def _pattern(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(value)}(?:e?s)?(?!\w)")

@@ -12,6 +12,7 @@ from scaletot_jax.datasets import synthetic
 from scaletot_jax.datasets.load import load
 from scaletot_jax.errors import ConfigError, DataError, StaleRunError
 from scaletot_jax.profiles.prepare import ARTIFACTS, open_population, prepare
+from scaletot_jax.profiles.schema import load_schema
 from scaletot_jax.profiles.split import SPLITS, TRAIN
 from scaletot_jax.run import Run
 
@@ -137,7 +138,7 @@ def test_limit_is_nested_and_by_user():
 
 def test_low_activity_rows_only():
     from scaletot_jax.datasets.load import Source, select
-    from scaletot_jax.profiles.schema import Schema, load_schema
+    from scaletot_jax.profiles.schema import Schema
 
     stated = load_schema("synthetic").to_dict()
     narrow = Schema.from_dict({**stated, "low_activity": {"field": "visits_30", "at_most": 1}})
@@ -148,6 +149,22 @@ def test_low_activity_rows_only():
     none = Schema.from_dict({**stated, "low_activity": {"field": "visits_30", "at_most": -1}})
     with pytest.raises(DataError, match=r"no row belongs[\s\S]*users.parquet[\s\S]*visits_30 <= -1"):
         select(Source(source.table, none, "users.parquet"), data)
+
+
+def test_rows_of_unknown_activity_are_counted_and_named(tmp_path, capsys):
+    stated = load_schema("synthetic").to_dict()
+    table = synthetic.build_table(600, seed=0)
+    visits = [None if i % 10 == 0 else v for i, v in enumerate(table["visits_30"].to_pylist())]
+    table = table.set_column(
+        table.column_names.index("visits_30"), "visits_30", pa.array(visits, table["visits_30"].type)
+    )
+    pq.write_table(table, tmp_path / "users.parquet")
+    (tmp_path / "schema.yaml").write_text(json.dumps({**stated, "low_activity": {"field": "visits_30", "at_most": 9}}))
+    config = recipe(name="parquet", path=str(tmp_path / "users.parquet"), schema=str(tmp_path / "schema.yaml"), limit=0)
+    stage, population = prepared(tmp_path / "run", config)
+    left_out = stage.summary()["left_out"]
+    assert left_out == {"rows": 600 - population.table.num_rows, "activity_unknown": 60} and left_out["rows"] > 60
+    assert "60 of 600 rows left out: visits_30 is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
