@@ -70,6 +70,14 @@ def test_the_sampler_writes_its_caches_in_place():
     assert re.search(r"bf16\[2,1,32,64\]", found.text), "these are not the shapes of the caches"
 
 
+def test_the_rollouts_of_stage_osipo_compile_and_divide_the_batch():
+    found = compiled(Workload("rollouts", data=2, tensor=2, rows=2, **SMALL))
+    assert re.search(r"bf16\[2,[12],96,64\]", found.text), (
+        "no cache of [chains of one prompt, heads, prompt + chain, width] a chip"
+    )
+    assert "while" in found.text
+
+
 def test_a_program_that_does_not_fit_is_refused_with_what_it_needs():
     config = LMConfig(128_256, 4096, 14_336, 16, 32, 8, 128, tie_embeddings=False)
     work = Workload("sft", rows=1, compute_dtype="float32", attention="dot_product", **SMALL)

@@ -174,6 +174,16 @@ def test_arithmetic_is_near_the_compiler():
         assert abs(found / peak - 1) < 1 / 3, (work.program, found)
 
 
+def test_every_rollout_holds_its_prompt_and_the_batch_is_split():
+    config = MODELS["smollm2-135m"]
+    sizes = dict(rows=16, prompt=256, chains=8, length=192)
+    slot = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2  # bytes of keys and values of a token
+    found = analytic_bytes(Workload("rollouts", fsdp=16, **sizes), config)
+    assert found["cache"] == 16 * 8 * (256 + 192) * slot / 16 and found["weights"] == 2 * 2 * parameters(config) / 16
+    shared = analytic_bytes(Workload("decode", **sizes), config)  # one prompt for the branches of each
+    assert shared["cache"] == 16 * (256 + 8 * 192) * slot
+
+
 def test_report_gives_a_range_on_v5e_and_no_times_elsewhere():
     config, work = MODELS["qwen2.5-0.5b"], Workload("sft", fsdp=4, rows=4)
     memory = {"peak": 15.0 * GIB}
@@ -195,8 +205,8 @@ def test_report_gives_a_range_on_v5e_and_no_times_elsewhere():
 def test_the_plan_of_a_configuration_on_a_slice():
     config = default_config().to_dict()
     where = target("v5e-16")
-    sft, osipo, decode = works = workloads(config, 128, 40, where)
-    assert (sft.program, osipo.program, decode.program) == ("sft", "osipo", "decode")
+    sft, osipo, rollouts = works = workloads(config, 128, 40, where)
+    assert (sft.program, osipo.program, rollouts.program) == ("sft", "osipo", "rollouts")
     assert all(work.data * work.fsdp * work.tensor == 16 and work.rows % (work.data * work.fsdp) == 0 for work in works)
     assert sft.chains == config["teacher"]["beam"] and osipo.chains == config["osipo"]["rollouts"]
     said = list(plan_target(works, MODELS["smollm2-135m"], where, compile=False))
@@ -219,7 +229,7 @@ def test_a_plan_that_does_not_fit_says_all_and_then_fails(monkeypatch):
     ]
     monkeypatch.setattr("scaletot_jax.parallel.tpu.plan.compile_ahead", lambda work, *_: found[works.index(work)])
     said = []
-    with pytest.raises(ResourceError, match="osipo: out of memory; decode: no room to spare"):
+    with pytest.raises(ResourceError, match="osipo: out of memory; rollouts: no room to spare"):
         said.extend(plan_target(works, config, where, compile=True))  # extend keeps what came before the error
     found[1:] = found[:1] * 2
     assert len(list(plan_target(works, config, where, compile=True))) == 7

@@ -26,11 +26,14 @@ def analytic_bytes(work: Workload, config: LMConfig) -> dict[str, float]:
     whole = parameters(config)
     layer = sum(inputs * outputs for inputs, outputs in config.projections.values())
     gathered = 2 * layer * width / work.tensor if work.fsdp > 1 else 0.0
-    if work.program == "decode":
-        slots = work.rows * work.prompt + work.rows * work.chains * work.length
+    if work.program in ("decode", "rollouts"):
+        own = work.program == "rollouts"  # every rollout holds its prompt, and the adapter is merged into a second copy
+        slots = work.rows * (work.prompt * (work.chains if own else 1) + work.chains * work.length)
         cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * width * slots
         split = math.gcd(config.num_kv_heads, work.tensor)
-        return {"weights": whole * width / parts, "cache": cache / split}
+        if own:
+            split *= work.data * work.fsdp
+        return {"weights": (2 if own else 1) * whole * width / parts, "cache": cache / split}
     adapter = config.num_layers * work.rank * sum(sum(sizes) for sizes in config.projections.values())
     if work.program == "full_sft":
         state, gradient = 12 * whole / parts, (4 + width) * whole / parts

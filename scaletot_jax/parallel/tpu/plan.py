@@ -72,7 +72,7 @@ def workloads(config: Mapping[str, Any], prompt: int, chain: int, where: Target)
             accumulate=osipo["accumulate"],
             **common,
         ),
-        Workload("decode", rows=rows(osipo["prompts"], 1), chains=osipo["rollouts"], **common),
+        Workload("rollouts", rows=rows(osipo["prompts"], 1), chains=osipo["rollouts"], **common),
     ]
 
 

@@ -16,7 +16,7 @@ from scaletot_jax.lm import lora as lora_module
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.model import init_params, unstack_layers
 from scaletot_jax.parallel.compile import shard_step
-from scaletot_jax.parallel.sharding import ShardingRules, parameter_shardings, replicated
+from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings, parameter_shardings, replicated
 from scaletot_jax.sampler import decode as decoding
 from scaletot_jax.sampler import sampler, slots
 from scaletot_jax.sampler.constraint import free_text, join
@@ -24,11 +24,12 @@ from scaletot_jax.student.adapter import adamw, start
 from scaletot_jax.student.constrained import GrammarArrays
 from scaletot_jax.student.full import decayed, full_sft_step, start_full
 from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOOptions, OSIPOState, osipo_step
-from scaletot_jax.student.rollout import Rollouts
+from scaletot_jax.student.rollout import Rollouts, request_keys, sample_chains
 from scaletot_jax.student.sft_step import SFTBatch, sft_step
 from scaletot_jax.student.throughput import FULL, LORA, Work, model_flops
 
-PROGRAMS = ("sft", "full_sft", "osipo", "decode")
+PROGRAMS = ("sft", "full_sft", "osipo", "rollouts", "decode")
+LOOPS = ("rollouts", "decode")  # whose length the compiler does not know: no seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Workload:
     """What is to be compiled.
 
     Attributes:
-      program: one of :data:`PROGRAMS`. ``decode`` is the sampler's loop over the tokens of all its branches.
+      program: one of :data:`PROGRAMS`. ``rollouts`` is how stage ``osipo`` samples its chains, ``decode`` the loop of
+        :mod:`scaletot_jax.sampler`, which no stage runs.
       data, fsdp, tensor: the mesh.
       rows, prompt, chains, length: U prompts of P tokens, each with N chains of R tokens, so U · (P + N·R) tokens; for
         ``decode`` P prompts of as many slots, n branches each, and R new tokens.
@@ -87,13 +89,17 @@ def build(work: Workload, config: LMConfig, mesh: Mesh) -> Compilable:
         raise ValueError(f"program must be one of {', '.join(PROGRAMS)}, got {work.program!r}")
     if work.program == "decode":
         return _decode(work, config, mesh)
+    if work.program == "rollouts":
+        return _sampled(work, config, mesh)
     step, arguments, kinds = _step(work, config)
     sharded = shard_step(step, arguments, kinds, mesh=mesh, rules=ShardingRules())
     return Compilable(sharded.jitted, _placed(arguments, sharded.shardings))
 
 
 def state_bytes(work: Workload, config: LMConfig) -> int:
-    """Bytes of what a step changes, and must therefore reuse the memory of; of all devices together."""
+    """Bytes of what a step changes, and must therefore reuse the memory of; of all devices together; rollouts change nothing."""
+    if work.program == "rollouts":
+        return 0
     if work.program == "decode":
         return _bytes(_slots(work, config))
     return _bytes(_step(work, config)[1][0])
@@ -143,6 +149,28 @@ def _step(work: Workload, config: LMConfig) -> tuple[Callable[..., Any], tuple[A
     )
     arguments = (OSIPOState(state, state), params, adapter, grammar, _rollouts(work), replay, _array(dtype=jnp.float32))
     return step, arguments, ("parameters",) * 3 + ("replicated", "batch", "batch", "replicated")
+
+
+def _sampled(work: Workload, config: LMConfig, mesh: Mesh) -> Compilable:
+    """Rollouts as stage ``osipo`` jits them: prompt and chains of a rollout lie in a cache of their own."""
+    rules = ShardingRules()
+    params = _params(config, jnp.dtype(work.compute_dtype))
+    adapter = jax.eval_shape(lambda: lora_module.init(config, jax.random.key(0), work.rank))
+    keys = jax.eval_shape(lambda: request_keys(jax.random.key(0), jnp.zeros((work.rows, work.chains), jnp.int32)))
+    asked = (_array(work.rows, work.prompt), _array(work.rows, work.prompt, dtype=jnp.bool_), keys)
+    grammar = _grammar(work)
+
+    def run(params: Any, adapter: Any, grammar: GrammarArrays, prompts: Any, valid: Any, keys: Any) -> Rollouts:
+        return sample_chains(
+            params, config, grammar, prompts, valid, keys, max_length=work.length, lora=adapter, lora_scale=2.0
+        )
+
+    placed = (
+        *(_placed(tree, parameter_shardings(tree, mesh, rules)) for tree in (params, adapter)),
+        _placed(grammar, jax.tree.map(lambda _: replicated(mesh), grammar)),
+        *_placed(asked, batch_shardings(asked, mesh, rules)),
+    )
+    return Compilable(jax.jit(run), placed)
 
 
 def _decode(work: Workload, config: LMConfig, mesh: Mesh) -> Compilable:

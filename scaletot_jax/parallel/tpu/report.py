@@ -19,7 +19,7 @@ from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.parallel.tpu.ahead import MARGIN, Compiled
 from scaletot_jax.parallel.tpu.collectives import Total, by_kind, collectives
 from scaletot_jax.parallel.tpu.hlo_text import Program
-from scaletot_jax.parallel.tpu.programs import Workload, needed_flops
+from scaletot_jax.parallel.tpu.programs import LOOPS, Workload, needed_flops
 from scaletot_jax.parallel.tpu.topology import GIB, Target
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -92,7 +92,7 @@ def record(compiled: Compiled, work: Workload, config: LMConfig, target: Target)
             for kind, total in by_kind(collectives(compiled.text)).items()
         }
     found = times(compiled, work, config, target)
-    if found is not None and work.program != "decode":
+    if found is not None and work.program not in LOOPS:
         out["seconds"] = [round(found.lower, 4), round(found.upper, 4)]
         out["compiler_estimated_utilisation"] = [round(found.utilisation_low, 3), round(found.utilisation_high, 3)]
     return out
@@ -115,7 +115,7 @@ def show(compiled: Compiled, work: Workload, config: LMConfig, target: Target) -
     else:
         lines += [f"  {_say(kind, total)}" for kind, total in by_kind(collectives(compiled.text)).items()]
     found = times(compiled, work, config, target)
-    if found is not None and work.program != "decode":
+    if found is not None and work.program not in LOOPS:
         lines.append(
             f"  {found.lower:.3g} to {found.upper:.3g} s a step, compiler-estimated utilisation "
             f"{found.utilisation_low:.0%} to {found.utilisation_high:.0%}, never measured"
