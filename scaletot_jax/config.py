@@ -147,7 +147,7 @@ def default_config() -> ConfigDict:
     config.osipo.learning_rate = 1e-4
     config.osipo.reward_learning_rate = 1e-4
     config.osipo.schedule = "cosine"  # as sft.schedule, of both rates
-    config.osipo.warmup_steps = 0  # of both rates
+    config.osipo.warmup_steps = 5  # of both rates: Adam's first steps are full ones, however small the batch
     config.osipo.warmup_updates = 2  # first updates, with process weight 0: the reward model has learnt nothing yet
     config.osipo.outcome = "own"  # what a chain is judged by: own label | labels pooled over equal coarse profiles
     config.osipo.outcome_weight = 1.0  # 0 with process_weight=0: no policy gradient, the supervised terms alone
