@@ -7,7 +7,7 @@
     active       the share with a positive outcome
     if_active    the mean among those: not causal, for who is active is an outcome too
 
-Means, covariates and ratios are by ``tea-tasting``, Holm's correction by ``statsmodels``. The family that is corrected is the
+Means, covariates and ratios are by ``tea-tasting``, Holm's correction by :mod:`scaletot_jax.evaluation.family`. The family that is corrected is the
 outcomes × arms, each in its own primary form: cupac where there is a prediction, else cuped, else plain.
 """
 
@@ -25,6 +25,7 @@ from scaletot_jax.ab.intervals import fieller, sequential_p, sequential_radius
 from scaletot_jax.ab.power import detectable_lift
 from scaletot_jax.ab.table import Outcome, winsorised
 from scaletot_jax.errors import ConfigError, DataError
+from scaletot_jax.evaluation.family import holm
 
 ARM, FORMS = "arm", ("plain", "cuped", "cupac", "winsorised", "active", "if_active")
 MOST_CORRELATED = 1 - 1e-9
@@ -121,8 +122,8 @@ def analyse(
       ConfigError: the libraries are not installed, or the ratio does not name the arms or has a share of zero.
     """
     try:
+        import statsmodels  # noqa: F401 (sample_ratio asks it)
         import tea_tasting as tt
-        from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         raise ConfigError(
             "the A/B kit is not installed", why=str(error), do="pip install 'scaletot_jax[ab]'"
@@ -135,8 +136,8 @@ def analyse(
         for name in list(units)[1:]:
             found.append(_compare(tt, data, arms, control, name, outcome, level, quantile, planned))
     decisive = [next(e for e in c.effects if e.form == c.primary).deciding_p for c in found]
-    corrected = multipletests(decisive, method="holm")[1]
-    comparisons = tuple(c._replace(p_holm=float(p)) for c, p in zip(found, corrected))
+    corrected = holm({str(i): p for i, p in enumerate(decisive)})
+    comparisons = tuple(c._replace(p_holm=corrected[str(i)]) for i, c in enumerate(found))
     return Analysis(control, units, sample_ratio(units, ratio), level, comparisons)
 
 
