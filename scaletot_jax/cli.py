@@ -183,12 +183,13 @@ def _execute(arguments: Sequence[str]) -> int:
         return 0
 
     if options.verb == "coverage":
-        from scaletot_jax.evaluation import cover
+        from scaletot_jax.evaluation import cover_text
+        from scaletot_jax.evaluation.cover import coverage
         from scaletot_jax.run import Run
 
         with Run(workdir, config.to_dict(), on_change=options.on_change) as run:
-            cover.coverage(run)
-        print(cover.show(workdir))
+            coverage(run)
+        print(cover_text.show(workdir))
         return 0
 
     distributed.initialize(options.coordinator, options.processes, options.process)  # before anything wants a device

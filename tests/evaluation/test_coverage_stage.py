@@ -11,6 +11,7 @@ from scaletot_jax.encoder.model import describe
 from scaletot_jax.errors import ConfigError
 from scaletot_jax.evaluation import cover, coverage_point
 from scaletot_jax.evaluation import coverage as curve
+from scaletot_jax.evaluation.cover_text import show
 from scaletot_jax.evaluation.coverage_baselines import BASELINES
 from scaletot_jax.evaluation.verdict import HURT, UNDECIDED
 from scaletot_jax.files import read_json, write_json, write_table
@@ -91,7 +92,7 @@ def test_points_and_systems(made):
     split = np.asarray(cover.open_population(run).table["split"].to_pylist(), object)
     assert split[0] == UNUSED and found["rows"]["test"] == (split == "test").sum()
     assert set(rows["row"].to_pylist()) == set(np.flatnonzero(split == "test"))
-    said = cover.show(run.workdir)
+    said = show(run.workdir)
     assert "z where available" in said and "ẑ minus random" in said and "not run: labels, shuffled, prompt_end" in said
 
 
@@ -115,7 +116,7 @@ def test_every_draw_has_users_of_its_own_and_the_rule_is_applied_over_all(made):
         gap = over["differences"]["everywhere - random"]
         assert gap["estimate"] == pytest.approx(np.mean(gap["by_draw"])) and gap["low"] < gap["estimate"] < gap["high"]
         assert over["verdict"]["not_run"] == ["labels", "shuffled", "prompt_end"]
-    assert "over 2 draws" in cover.show(run.workdir)
+    assert "over 2 draws" in show(run.workdir)
 
 
 def test_states_are_read_once_and_not_those_that_distillation_has(made):
