@@ -23,9 +23,8 @@ from scipy import stats
 
 from scaletot_jax.evaluation.bootstrap import Interval, bootstrap
 from scaletot_jax.evaluation.coverage import EVERYWHERE, RIVALS
+from scaletot_jax.evaluation.family import POWER
 from scaletot_jax.evaluation.verdict import Gain, decide
-
-POWER = 0.8
 
 
 def gain(by_draw: np.ndarray, over_test: np.ndarray, level: float) -> Gain:
