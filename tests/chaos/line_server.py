@@ -78,7 +78,7 @@ def _small_disk(place: Path, free: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     held = sum(-(-path.stat().st_size // 4096) * 4 for path in place.rglob("*") if path.is_file())
     disk = place.with_name(place.name + ".disk")
-    disk.mkdir()
+    disk.mkdir(exist_ok=True)  # an empty folder outside: an earlier small disk went with its process
     size = f"size={held + free}k".encode()
     if (
         libc.unshare(_NEW_NAMESPACE)
