@@ -123,7 +123,7 @@ def _rebuild_lists(array: pa.Array, parents: np.ndarray, text: pa.Array, *, rank
         .astype(np.int64)
     )
     index = pc.fill_null(codes.indices, 0).to_numpy(zero_copy_only=False)
-    value = order[index] if len(order) else np.zeros(0, np.int64)
+    value = order[index] if len(order) else np.zeros(len(index), np.int64)
     pair = parents * (len(order) + 1) + value
     first = np.unique(pair, return_index=True)[1]  # sorted by (row, value)
     if ranked:

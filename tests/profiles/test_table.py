@@ -46,6 +46,8 @@ def refused(raw, *words, spec=None):
         ("house", None, "the identifier is missing"),
         ("day", None, "the snapshot date is missing"),
         ("likes", ["a", None], "missing or empty"),
+        ("likes", [None, None], "missing or empty"),
+        ("likes", [""], "missing or empty"),
     ],
 )
 def test_a_bad_cell_is_named(field, value, reason):
