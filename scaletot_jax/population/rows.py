@@ -48,6 +48,10 @@ class RowEncoder:
     def __init__(self, space: FeatureSpace, layout: Layout):
         self.space, self.layout = space, layout
         self._alone = {field.name: replace(space, fields=(field,)) for field in space.fields}
+        self._places = {name: j for j, name in enumerate(space.num_columns)}
+        self._numbers = {name: [self._places[part] for part in one.num_columns] for name, one in self._alone.items()}
+        self._cats = {name: j for j, name in enumerate(space.cat_fields)}
+        self._multis = {name: j for j, name in enumerate(space.multi_fields)}
 
     def __call__(self, table: pa.Table, *, first: int, where: str) -> tuple[pa.Table, Features]:
         """Keys and inputs of a block.
@@ -86,29 +90,39 @@ class RowEncoder:
         return pa.table(keys), self._features(table, first, where)
 
     def _features(self, table: pa.Table, first: int, where: str) -> Features:
-        space, count = self.space, table.num_rows
-        cat = np.empty((count, len(space.cat_fields)), np.int32)
-        num = np.empty((count, len(space.num_columns)), np.float32)
-        missing = np.empty((count, len(space.num_columns)), np.bool_)
-        multi = np.zeros((count, len(space.multi_fields), space.multi_width), np.int32)
-        places = {name: j for j, name in enumerate(space.num_columns)}
-        for field in space.fields:
-            part, codes = self._field(table[self.layout.fields[field.name]], field, first, where)
+        out = self.blank(table.num_rows)
+        for field in self.space.fields:
+            part, codes = self.encode_field(table[self.layout.fields[field.name]], field, first, where)
+            self.place(out, field, part, codes)
+        return out
 
-            def of_rows(values: np.ndarray, codes: np.ndarray | None = codes) -> np.ndarray:
-                return values if codes is None else values[codes]
+    def blank(self, rows: int) -> Features:
+        """Features of so many rows, for :meth:`place` to fill."""
+        space, numbers = self.space, len(self._places)
+        return Features(
+            np.empty((rows, len(self._cats)), np.int32),
+            np.empty((rows, numbers), np.float32),
+            np.empty((rows, numbers), np.bool_),
+            np.zeros((rows, len(self._multis), space.multi_width), np.int32),
+        )
 
-            for j, name in enumerate(self._alone[field.name].num_columns):
-                num[:, places[name]] = of_rows(part.num[:, j])
-                missing[:, places[name]] = of_rows(part.missing[:, j])
-            if field.name in space.cat_fields:
-                cat[:, space.cat_fields.index(field.name)] = of_rows(part.cat[:, 0])
-            if field.name in space.multi_fields:
-                width = part.multi.shape[2]
-                multi[:, space.multi_fields.index(field.name), :width] = of_rows(part.multi[:, 0])
-        return Features(cat, num, missing, multi)
+    def place(self, out: Features, field: Field, part: Features, codes: np.ndarray | None) -> None:
+        """Writes a field's features into those of all: ``part`` row by row, or its rows ``codes``."""
+        name = field.name
 
-    def _field(
+        def of_rows(values: np.ndarray) -> np.ndarray:
+            return values if codes is None else values[codes]
+
+        for j, column in enumerate(self._numbers[name]):
+            out.num[:, column] = of_rows(part.num[:, j])
+            out.missing[:, column] = of_rows(part.missing[:, j])
+        if name in self._cats:
+            out.cat[:, self._cats[name]] = of_rows(part.cat[:, 0])
+        if name in self._multis:
+            width = part.multi.shape[2]
+            out.multi[:, self._multis[name], :width] = of_rows(part.multi[:, 0])
+
+    def encode_field(
         self, column: pa.ChunkedArray, field: Field, first: int, where: str
     ) -> tuple[Features, np.ndarray | None]:
         """The encoded distinct values and each row's code, or all rows and None."""

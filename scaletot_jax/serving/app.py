@@ -149,9 +149,7 @@ def _routes(app: FastAPI, service: Service, *, reloadable: bool) -> None:
 
     @app.get("/v1/chains", summary="The chains that explanations name by number")
     async def chains() -> Response:
-        found = service.now.chains
-        shown = [] if found is None else [show(found.record, i) for i in range(len(found.record["chains"]))]
-        return json_response({"model": service.now.model.fingerprint, "chains": shown})
+        return await asyncio.to_thread(_chains, service.now)  # thousands of them take a while to write out
 
     @app.post("/v1/predict", summary="Predictions, embeddings and explanations for rows")
     async def predict(
@@ -184,6 +182,12 @@ def _routes(app: FastAPI, service: Service, *, reloadable: bool) -> None:
                 do="start it with one, or send the process SIGHUP",
             )  # fmt: skip
         return json_response(await service.reload())
+
+
+def _chains(generation: Generation) -> Response:
+    found = generation.chains
+    shown = [] if found is None else [show(found.record, i) for i in range(len(found.record["chains"]))]
+    return json_response({"model": generation.model.fingerprint, "chains": shown})
 
 
 def _predictions(

@@ -3,7 +3,8 @@
     handler ─► queue (rows bounded) ─► worker: tables joined ─► inputs ─► one compiled call ─► results by request
 
 A batch closes when the largest compiled shape is full, or ``wait`` seconds after its first request came, whichever is first;
-while the worker is at work, requests gather by themselves. A batch holds requests of one generation only, so that a reload
+while the worker is at work, requests gather by themselves. A request that is alone, as the one before it was, does not wait
+for company that did not come then either. A batch holds requests of one generation only, so that a reload
 changes nothing for those that are under way. Where the joined table has a value that is not allowed, the requests of the
 batch are encoded each alone, and only those at fault are refused.
 """
@@ -55,6 +56,7 @@ class Batcher:
         self._rows = 0
         self._changed = threading.Condition()
         self._closing = False
+        self._lonely = False  # the last batch was one request
         self._row_seconds = 1e-3  # of late, for Retry-After
         self._thread = threading.Thread(target=self._run, name="scaletot batches", daemon=True)
 
@@ -127,6 +129,8 @@ class Batcher:
                 self._changed.wait()
             first = self._queue[0]
             most, close = first.generation.most_rows, first.came + self._wait
+            if self._lonely and len(self._queue) == 1:
+                close = first.came
             while self._rows < most and not self._closing and (left := close - time.monotonic()) > 0:
                 self._changed.wait(left)
             batch = [self._queue.popleft()]
@@ -139,6 +143,7 @@ class Batcher:
                 batch.append(self._queue.popleft())
                 rows += batch[-1].table.num_rows
             self._count(-rows)
+            self._lonely = len(batch) == 1
             return batch
 
 

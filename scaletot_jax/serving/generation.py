@@ -19,6 +19,7 @@ from scaletot_jax.population.probe import check_probe
 from scaletot_jax.population.rows import Layout, RowEncoder
 from scaletot_jax.profiles.features import Features
 from scaletot_jax.profiles.fields import Field
+from scaletot_jax.serving.remembered import RememberingEncoder
 from scaletot_jax.serving.rows_schema import row_schema
 
 
@@ -29,7 +30,7 @@ class Generation(NamedTuple):
       model: as loaded.
       fields: column of a request → field.
       programs: rows of the fixed shape → inputs of any number of rows to columns, ascending.
-      encode: table → inputs.
+      encode: table → features; for one thread.
       chains: the explanations, if the model has any.
       error: the largest error of the probe.
     """
@@ -37,7 +38,7 @@ class Generation(NamedTuple):
     model: ServedModel
     fields: Mapping[str, Field]
     programs: Mapping[int, Compute]
-    encode: RowEncoder
+    encode: RememberingEncoder
     chains: Exemplars | None
     error: float
 
@@ -53,7 +54,7 @@ class Generation(NamedTuple):
     def inputs(self, table: pa.Table) -> Inputs:
         """Encoded rows; DataError where a value is not allowed, rows counted from 0."""
         try:
-            _, features = self.encode(table, first=0, where="request")
+            features = self.encode(table)
         except (pa.ArrowException, OverflowError) as error:
             raise DataError("a value cannot be read", why=" ".join(str(error).split())[:200]) from error
         check_inputs(self.model.spec.encoder, Inputs(*features), where="request")
@@ -93,7 +94,7 @@ def open_generation(directory: str | Path, shapes: Sequence[int]) -> Generation:
     fields = {field.source: field for field in model.fields}
     encode = RowEncoder(model.space, Layout({}, {field.name: source for source, field in fields.items()}))
     error = check_probe(model, {f"{size} rows a call": compute for size, compute in programs.items()})
-    return Generation(model, fields, programs, encode, read_exemplars(model), error)
+    return Generation(model, fields, programs, RememberingEncoder(encode), read_exemplars(model), error)
 
 
 def successor(old: Generation, directory: str | Path) -> Generation:

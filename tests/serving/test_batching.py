@@ -121,6 +121,25 @@ def test_a_batch_waits_for_company_until_it_is_full_or_its_time_is_over(slow):
     assert slow.sizes == [3, 8]
 
 
+def test_who_is_alone_waits_once(slow):
+    slow.gate.set()
+
+    async def run():
+        batcher = Batcher(limit=100, wait=0.3, meters=Meters())
+        batcher.start()
+        took = []
+        for count in (1, 1, 1, 2, 2):
+            started = time.monotonic()
+            await asyncio.gather(*[batcher.submit(slow, table(i)) for i in range(count)])
+            took.append(time.monotonic() - started)
+        await asyncio.to_thread(batcher.close)
+        return took
+
+    took = asyncio.run(run())
+    assert took[0] >= 0.3 > max(took[1:3])
+    assert slow.sizes[:3] == [1, 1, 1] and sum(slow.sizes[3:]) == 4
+
+
 def test_two_generations_never_share_a_batch_and_a_bug_costs_its_batch_alone(slow):
     broken = Slow(slow.gate)
     broken.compute = lambda inputs: 1 / 0
