@@ -61,7 +61,7 @@ class RememberingEncoder:
             if store is None:
                 store = self._stores[field.name, column.type] = _Store(self._encoder, field, self._values)
             codes = store.codes(column)
-            if codes is None:
+            if codes is None or store.features is None:
                 return None
             self._encoder.place(out, field, store.features, codes)
         return out
