@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scaletot_jax.report.page import Markup, el, number
-from scaletot_jax.report.plots import COLOURS, WIDTH, canvas, framed, styled, svg, write
+from scaletot_jax.report.page import Markup, el, number, p_value
+from scaletot_jax.report.plots import COLOURS, WIDTH, canvas, framed, plain, styled, svg, write
 
 _LETTER = 6.4  # mean width of a character of 12-unit text
 
@@ -94,7 +94,10 @@ def bars(title: str, rows: Sequence[tuple[str, float, object]], *, caption: obje
 def intervals(
     title: str, rows: Sequence[tuple[str, Mapping[str, Any]]], *, caption: object = "", digits: int = 3, level: int = 3
 ) -> Markup:
-    """Estimates with their intervals around a zero line. ``rows``: name, {"estimate", "low", "high"} (any may be None)."""
+    """Estimates with their intervals around a zero line.
+
+    ``rows``: name, {"estimate", "low", "high"} (any may be None); where there is a ``p_holm`` it stands beside the estimate.
+    """
     found = [v for _, row in rows for v in (row.get("low"), row.get("estimate"), row.get("high")) if v is not None]
     spoken = []
     with styled():
@@ -117,13 +120,16 @@ def intervals(
                 write(axes, WIDTH, y - 13, "not available", anchor="end")
                 spoken.append(f"{name}: not available")
                 continue
-            write(axes, WIDTH, y - 13, number(estimate, digits, sign=True), anchor="end", bold=True)
+            shown = str(number(estimate, digits, sign=True))
+            p = p_value(row.get("p_holm"))
+            write(axes, WIDTH, y - 13, Markup(f"{shown}, {p}" if p else shown), anchor="end", bold=True)
             between = ""
             if left is not None and right is not None:
                 axes.plot([px(left), px(right)], [y, y], color=COLOURS["c1"], linewidth=3, alpha=0.55, clip_on=False)
                 between = f", interval {number(left, digits)} to {number(right, digits)}"
             axes.plot([px(estimate)], [y], "o", color=COLOURS["c1"], markersize=9, markeredgewidth=0, clip_on=False)
-            spoken.append(f"{name}: {number(estimate, digits, sign=True)}{between}")
+            corrected = f", {plain(p)} after Holm's correction" if p else ""
+            spoken.append(f"{name}: {number(estimate, digits, sign=True)}{between}{corrected}")
         image = svg(drawing, title, "; ".join(spoken) + ".")
     return figure(title, image, caption, level=level)
 

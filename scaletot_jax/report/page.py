@@ -112,6 +112,13 @@ def percent(share: Any, digits: int = 1) -> Markup:
     return MISSING if share is None else text(f"{100 * share:.{digits}f}\u00a0%".replace("-", "\u2212"))
 
 
+def p_value(p: Any) -> Markup:
+    """A p-value as ``p 0.021``, below 0.001 as ``p < 0.001``; empty where there is none."""
+    if p is None or not math.isfinite(p):
+        return text("")
+    return text("p < 0.001" if p < 0.001 else f"p {p:.3f}")
+
+
 # -- blocks -------------------------------------------------------------------------------------------------------------
 
 

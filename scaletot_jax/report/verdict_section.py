@@ -17,6 +17,7 @@ from scaletot_jax.report.page import (
     interval,
     join,
     number,
+    p_value,
     percent,
     section,
     table,
@@ -105,7 +106,9 @@ def _rivals(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup
     }
     rows = [(_titled(evaluation, name), row) for name, row in rivals.items()]
     metric = METRICS.get(str(verdict.get("metric")), str(verdict.get("metric")))
-    return intervals(f"{metric}: with ẑ minus …", rows, caption="Right of zero: ẑ is better.", level=2)
+    corrected = any(row.get("p_holm") is not None for _, row in rows)
+    caption = "Right of zero: ẑ is better." + (" p after Holm's correction over these rivals." if corrected else "")
+    return intervals(f"{metric}: with ẑ minus …", rows, caption=caption, level=2)
 
 
 def _titled(evaluation: Mapping[str, Any], name: str) -> str:
@@ -159,6 +162,11 @@ def ltv(material: Material) -> Markup:
         number(rows.get("test_groups")), " users or households nobody trained on. Intervals: ", percent(level, 0),
         " bootstrap by group, ", number(dig(evaluation, "bootstrap.resamples")), " resamples; they speak of the test sample, for these fitted models.",
     )  # fmt: skip
+    corrected = dig(evaluation, "families.note")
+    words = el(
+        "p", "Under a difference stands ", el("em", "helped"), " or ", el("em", "hurt"), " only where its interval leaves out zero and p "
+        "is at most ", number(1 - level, 2) if level else "1 − level", f"; p is two-sided, after {corrected}, metric by metric.",
+    ) if corrected else None  # fmt: skip
     blocks: list[Markup] = []
     for label, features, found in in_order(evaluation):
         primary = not blocks
@@ -168,7 +176,7 @@ def ltv(material: Material) -> Markup:
             if primary
             else folded(f"{label}, {features} profile fields", content)
         )
-    return section("ltv", title, intro, blocks, _audit(evaluation.get("audit") or {}))
+    return section("ltv", title, intro, words, blocks, _audit(evaluation.get("audit") or {}))
 
 
 def in_order(evaluation: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -249,9 +257,15 @@ def _metric(evaluation: Mapping[str, Any], name: str) -> str:
 
 
 def decided(difference: Any) -> Markup | None:
-    """The word, where there is a decision; the interval says the rest."""
-    word = difference.get("word") if isinstance(difference, Mapping) else None
-    return el("span", word, class_=f"ci {_CLASS[word]}") if word in _CLASS else None
+    """The word, where there is a decision, and p; the interval says the rest.
+
+    The word is that after Holm's correction wherever one was made: an interval of its own is no decision among many.
+    """
+    if not isinstance(difference, Mapping):
+        return None
+    word, p = difference.get("word_holm", difference.get("word")), p_value(difference.get("p_holm"))
+    said = [part for part in (word if word in _CLASS else None, p or None) if part]
+    return el("span", join(said, ", "), class_=f"ci {_CLASS.get(str(word), '')}".strip()) if said else None
 
 
 def _against(evaluation: Mapping[str, Any], name: str) -> str:

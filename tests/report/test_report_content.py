@@ -46,6 +46,20 @@ def test_the_other_verdicts(tmp_path, word, answer):
     assert f"{answer}: with ẑ, Spearman of lt30" in content
 
 
+def test_a_difference_is_called_by_its_word_after_holms_correction_and_shows_p(run):
+    read = excerpt(run.workdir, run.config, "ltv")
+    paired = next(part for part in read.split("<caption>") if part.startswith("<span>Head with ẑ minus another system"))
+    cells = {
+        re.sub("<[^>]+>", "", row[0]): [re.sub("<[^>]+>", " ", cell) for cell in row]
+        for row in (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", paired))
+    }
+    kept, lost = (cells[name][-1] for name in ("Placebo: another user&#x27;s ẑ", "Head without ẑ"))
+    assert "hurt, p 0.012" in kept
+    assert "hurt" not in lost and "p 0.060" in lost  # its interval leaves out zero: one of many
+    assert "Holm&#x27;s correction over the required rivals" in read
+    assert "p 0.060 after Holm&#x27;s correction" in read  # said of the drawing, too
+
+
 def test_numbers_come_from_the_artifacts(run, page):
     shown = re.sub("<[^>]+>", " ", page[: page.index("<script")])
     for number_ in (
