@@ -107,6 +107,10 @@ on_workers() { # one line of shell for every worker
 
 run_status() { on_workers 'if [ -f scaletot/launch/tpu_worker.sh ]; then bash scaletot/launch/tpu_worker.sh status; else echo not set up; fi'; }
 
+# A run reads its recipe at every stage and imports as it goes: under a running one the folder stays as it is.
+unpack='if bash scaletot/launch/tpu_worker.sh status 2>/dev/null | grep -q "^running"; then echo "the run goes on, with the code it has"; '
+unpack+='else rm -rf scaletot.new && mkdir scaletot.new && tar -xzf scaletot.tar.gz -C scaletot.new && rm -rf scaletot && mv scaletot.new scaletot; fi'
+
 sync_code() { # the last commit, never half-edited files
   need git 'install git'
   if [[ -z "$dry_run" ]] && ! git diff --quiet HEAD --; then
@@ -115,7 +119,7 @@ sync_code() { # the last commit, never half-edited files
   act mkdir -p build
   act git archive --format=tar.gz --output="$archive" HEAD
   act gcloud compute tpus tpu-vm scp "$archive" "$name:scaletot.tar.gz" "${where[@]}" --worker=all
-  on_workers 'rm -rf scaletot.new && mkdir scaletot.new && tar -xzf scaletot.tar.gz -C scaletot.new && rm -rf scaletot && mv scaletot.new scaletot'
+  on_workers "$unpack"
 }
 
 fits() { # the mesh against the chips, the memory against the TPU compiler's figure

@@ -8,7 +8,11 @@ workdir=${SCALETOT_WORKDIR:-$home/workdir}
 environment=$HOME/scaletot-venv
 stages=(prepare teach sft osipo distill score evaluate report)
 
-running() { [[ -f $home/pid && ! -f $home/exit ]] && kill -0 "$(<"$home/pid")" 2>/dev/null; }
+# Whether anything of the run lives: its shell leads a process group, and may be killed before the stage it waits for.
+running() {
+  [[ -f $home/pid && ! -f $home/exit ]] &&
+    ps -e -o pgid=,stat= | awk -v group="$(<"$home/pid")" '$1 == group && $2 !~ /^Z/ { found = 1 } END { exit !found }'
+}
 
 metadata() { # name of an attribute of this worker
   curl --silent --show-error --fail --header 'Metadata-Flavor: Google' \

@@ -188,7 +188,8 @@ class Worker:
 
     def __init__(self, tmp_path: Path, checkout: Path, number: str = "0", scaletot: str = "", hosts: str = "10.0.0.2"):
         self.home, self.checkout = tmp_path / f"home{number}", checkout
-        self.bin = fake(self.home, "gcloud", "log(['gcloud', *arguments])\n")
+        self.home.mkdir()
+        self.bin = fake(self.home / "bin", "gcloud", "log(['gcloud', *arguments])\n")
         fake(
             self.bin,
             "curl",
@@ -196,10 +197,10 @@ class Worker:
         )
         venv = self.home / "scaletot-venv" / "bin"
         venv.mkdir(parents=True)
-        fake(self.home, "scaletot", "log(['scaletot', *arguments])\n" + scaletot)
-        (venv / "scaletot").symlink_to(self.home / "scaletot")
-        fake(self.home, "python", "log(['python', *arguments])\n")
-        (venv / "python").symlink_to(self.home / "python")
+        fake(self.bin, "scaletot", "log(['scaletot', *arguments])\n" + scaletot)
+        (venv / "scaletot").symlink_to(self.bin / "scaletot")
+        fake(self.bin, "python", "log(['python', *arguments])\n")
+        (venv / "python").symlink_to(self.bin / "python")
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         env = {**os.environ, "HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}", **environment}
@@ -334,3 +335,76 @@ def test_worker_setup_is_idempotent_and_redone_when_requirements_change(checkout
     (checkout / "setup.py").write_text("version = 2\n")
     assert worker("setup").stdout == "setup: done\n"
     assert len([call for call in calls(worker.bin) if call[0] == "python"]) == 2 * len(first)
+
+
+# -- both halves together -----------------------------------------------------------------------------------------------
+
+CLOUD = """
+import shutil, subprocess
+home = {home!r}
+log(arguments)
+if 'scp' in arguments:
+    shutil.copy(arguments[arguments.index('scp') + 1], home)
+    os.replace(os.path.join(home, 'scaletot-1.tar.gz'), os.path.join(home, 'scaletot.tar.gz'))
+for word in arguments:
+    if word.startswith('--command='):
+        env = {{**os.environ, 'HOME': home, 'PATH': home + '/bin:' + os.environ['PATH']}}
+        sys.exit(subprocess.run(['bash', '-c', word[len('--command='):]], cwd=home, env=env).returncode)
+"""
+
+
+def test_code_that_arrives_under_a_running_run_leaves_its_folder_alone(checkout, tmp_path):
+    """setup and run of tpu_vm.sh itself, whose commands a pretended VM really carries out."""
+    slow = (
+        "import time\n"
+        "if arguments[0] == 'prepare':\n"
+        "    while not os.path.exists(os.environ['HOME'] + '/go'): time.sleep(.05)\n"
+        "log(['code', open('launch/fake_recipe.py').read()])\n"
+    )
+    worker = Worker(tmp_path, checkout, scaletot=slow)
+    bin_folder = fake(tmp_path / "bin", "gcloud", CLOUD.format(home=str(worker.home)))
+    path = f"{bin_folder}:{os.environ['PATH']}"
+
+    def commit(text):
+        (checkout / "launch" / "fake_recipe.py").write_text(text)
+        git = ["git", "-C", str(checkout), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+        subprocess.run([*git, "commit", "--quiet", "--all", "--message", "x"], check=True)
+
+    def codes():
+        return {call[1] for call in calls(worker.bin) if call[0] == "code"}
+
+    for name in ("setup", "run"):
+        done = run(checkout, name, *(VM if name == "setup" else RUN), path=path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    commit("second = 1\n")
+    for name in ("setup", "run"):
+        done = run(checkout, name, *(VM if name == "setup" else RUN), path=path)
+        assert done.returncode == 0 and "the run goes on, with the code it has" in done.stdout, done.stderr
+    assert "already running" in done.stdout
+    (worker.home / "go").touch()
+    assert worker.wait() == "0"
+    assert codes() == {"def get_config(): ...\n"}  # every stage found the recipe that the first one had
+    (worker.bin / "calls.jsonl").unlink()
+    (worker.home / "scaletot-run" / "exit").rename(worker.home / "earlier")
+    (worker.home / "scaletot-run" / "pid").unlink()
+    assert run(checkout, "run", *RUN, path=path).returncode == 0
+    assert worker.wait() == "0"
+    assert codes() == {"second = 1\n"}  # after its end the new code is taken
+
+
+def test_a_stage_that_outlives_its_shell_is_still_a_running_run(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout, scaletot="import time; time.sleep(60)\n")
+    assert worker("start", "gs://my-bucket/x", "configs/a.py").returncode == 0
+    pid = int((worker.home / "scaletot-run" / "pid").read_text())
+    try:
+        deadline = time.monotonic() + 30
+        while not [call for call in calls(worker.bin) if call[0] == "scaletot"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+        assert "running, process" in worker("status").stdout
+    finally:
+        os.killpg(pid, signal.SIGKILL)
+    time.sleep(0.2)
+    assert worker("status").stdout.splitlines()[0] == "not running"
