@@ -200,6 +200,7 @@ def points(
     identity: bool = False,
     logarithmic: bool = False,
     zero: bool = False,
+    below: Mapping[float, Sequence[str]] | None = None,
 ) -> Markup:
     """Estimates with intervals over a number.
 
@@ -210,6 +211,7 @@ def points(
       identity: draw the line y = x, where estimates would lie if they were what x says.
       logarithmic: x on a logarithmic axis.
       zero: draw the line y = 0.
+      below: further lines under the number of an x on a logarithmic axis, e.g. what it costs; as many for every x.
     """
     every = [(x, row) for _, line in series for x, row in line if row.get("estimate") is not None]
     if not every:
@@ -220,14 +222,19 @@ def points(
     values += [0.0] if zero else []
     with styled():
         ticks = nice(min(values), max(values))
-        drawing, axes = framed(256, left=_room(ticks), bottom=44)
+        lines = max((len(more) for more in (below or {}).values()), default=0)
+        drawing, axes = framed(256 + 15 * lines, left=_room(ticks), bottom=44 + 15 * lines)
         if identity:
             ends = [min(xs), max(xs)]
             axes.plot(ends, ends, color=COLOURS["soft"], linewidth=1, linestyle=(0, (3, 3)), clip_on=False)
         if zero:
             axes.axhline(0, color=COLOURS["soft"], linewidth=1, clip_on=False)
         for i, (_, line) in enumerate(series, 1):
-            colour, known = COLOURS[f"c{i}"], [(x, row) for x, row in line if row.get("estimate") is not None]
+            beside = (
+                10 ** (0.016 * (i - (len(series) + 1) / 2)) if logarithmic else 1
+            )  # intervals of one x stand side by side
+            colour = COLOURS[f"c{i}"]
+            known = [(x * beside, row) for x, row in line if row.get("estimate") is not None]
             for x, row in known:
                 if row.get("low") is not None and row.get("high") is not None:
                     axes.plot([x, x], [row["low"], row["high"]], color=colour, linewidth=3, alpha=0.45, clip_on=False)
@@ -244,7 +251,10 @@ def points(
             )
         if logarithmic:
             axes.set_xscale("log")
-            axes.set_xticks(sorted(set(xs)), [f"{x:g}" for x in sorted(set(xs))])
+            places = sorted(set(xs))
+            axes.set_xticks(places, ["\n".join([f"{x:g}", *(below or {}).get(x, ())]) for x in places])
+            if len(places) == 1:  # else the axis is as narrow as the distance between two series
+                axes.set_xlim(places[0] / 2, places[0] * 2)
             axes.minorticks_off()
         else:
             _ticks(axes.xaxis, nice(min(xs), max(xs)))
@@ -252,7 +262,11 @@ def points(
         _ticks(axes.yaxis, ticks)
         axes.set_xlabel(x_label, color=COLOURS["soft"], labelpad=4)
         spoken = "; ".join(
-            f"{name}: " + ", ".join(f"{x:g} gives {number_text(row.get('estimate'))}" for x, row in line)
+            f"{name}: "
+            + ", ".join(
+                f"{' '.join([f'{x:g}', *(below or {}).get(x, ())])} gives {number_text(row.get('estimate'))}"
+                for x, row in line
+            )
             for name, line in series
         )
         image = svg(drawing, title, f"{spoken}.")

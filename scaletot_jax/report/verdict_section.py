@@ -92,7 +92,7 @@ def _measured_on(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> M
     ]  # fmt: skip
     if verdict.get("word") == "helped" and not verdict.get("attributable"):
         size += [" The gain is not attributed to reasoning: not every placebo is beaten for sure."]
-    missing = [_titled(evaluation, name) for name in verdict.get("not_run") or ()]
+    missing = [titled(evaluation, name) for name in verdict.get("not_run") or ()]
     if missing:
         size += [f" Not run, and so not beaten: {'; '.join(missing)}."]
     return join(size)
@@ -104,14 +104,14 @@ def _rivals(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup
         "profile": verdict.get("gain") or {},
         **(verdict.get("over_placebos") or {}),
     }
-    rows = [(_titled(evaluation, name), row) for name, row in rivals.items()]
+    rows = [(titled(evaluation, name), row) for name, row in rivals.items()]
     metric = METRICS.get(str(verdict.get("metric")), str(verdict.get("metric")))
     corrected = any(row.get("p_holm") is not None for _, row in rows)
     caption = "Right of zero: ẑ is better." + (" p after Holm's correction over these rivals." if corrected else "")
     return intervals(f"{metric}: with ẑ minus …", rows, caption=caption, level=2)
 
 
-def _titled(evaluation: Mapping[str, Any], name: str) -> str:
+def titled(evaluation: Mapping[str, Any], name: str) -> str:
     """What the evaluation calls a system."""
     return str(dig(evaluation, f"systems.{name}.title") or SYSTEMS.get(name, name))
 
@@ -205,7 +205,7 @@ def _comparison(caption: str, found: Mapping[str, Any], evaluation: Mapping[str,
     def measured(metrics: list[str]) -> Markup:
         order = dict.fromkeys([*(evaluation.get("systems") or SYSTEMS), *systems])
         rows = [
-            [_titled(evaluation, name), *[interval(systems[name].get(m), _DIGITS.get(m, 3)) for m in metrics]]
+            [titled(evaluation, name), *[interval(systems[name].get(m), _DIGITS.get(m, 3)) for m in metrics]]
             for name in order
             if name in systems
         ]
@@ -238,7 +238,7 @@ def _absent(absent_: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup
     """Baselines that were not fitted, and why."""
     if not absent_:
         return None
-    rows = [[_titled(evaluation, name), row.get("note"), row.get("why")] for name, row in absent_.items()]
+    rows = [[titled(evaluation, name), row.get("note"), row.get("why")] for name, row in absent_.items()]
     return folded(f"{len(rows)} systems were not run", table("Not run", ["System", "Word", "Why"], rows))
 
 
@@ -256,6 +256,11 @@ def _metric(evaluation: Mapping[str, Any], name: str) -> str:
     return METRICS.get(name) or str(dig(evaluation, f"metrics.{name}.title") or name)
 
 
+def worded(word: Any) -> Markup:
+    """A word of the verdict in its colour."""
+    return el("span", word, class_=_CLASS.get(str(word), "cannot"))
+
+
 def decided(difference: Any) -> Markup | None:
     """The word, where there is a decision, and p; the interval says the rest.
 
@@ -269,7 +274,7 @@ def decided(difference: Any) -> Markup | None:
 
 
 def _against(evaluation: Mapping[str, Any], name: str) -> str:
-    return _titled(evaluation, name.split(" - ", 1)[-1])
+    return titled(evaluation, name.split(" - ", 1)[-1])
 
 
 def _arrow(better: Any) -> Markup:

@@ -390,15 +390,36 @@ def _predictions(rng: np.random.Generator) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def add_coverage(run: Run) -> None:
-    """A coverage curve of four points, the first of which was not run."""
+def add_coverage(run: Run, usd: float = 0.001) -> None:
+    """A coverage curve of four points, the first of which was not run; the second was judged over three draws.
+
+    ``usd``: price of a user.
+    """
     stage = _open(run, "coverage", "prepare", "teach", "sft", "osipo", "distill")
 
     def gains(share: float) -> dict[str, Any]:
         row = {"estimate": 0.01 * share, "low": 0.01 * share - 0.004, "high": 0.01 * share + 0.004}
-        return {
-            f"{use} - profile": {metric: row for metric in ("rps_skill", "spearman")} for use in ("everywhere", "own")
-        }
+        both = {metric: row for metric in ("rps_skill", "spearman")}
+        others = [f"{use} - profile" for use in ("everywhere", "own")]
+        return {name: both for name in [*others, *(f"everywhere - {rival}" for rival in ("labels", "shuffled"))]}
+
+    def ruled(word: str, p: float) -> dict[str, Any]:
+        return {"word": word, "not_run": ["random", "prompt_end"], "p_holm": {"profile": p, "labels": p, "shuffled": p}}
+
+    across = {
+        "draws": 3,
+        "skill": {"everywhere": {"mean": 0.0123, "by_draw": [0.01, 0.02, 0.0069]}},
+        "differences": {
+            "everywhere - profile": {
+                "estimate": -0.0255,
+                "low": -0.1205,
+                "high": 0.0695,
+                "p": 0.37,
+                "by_draw": [0, 0, 0],
+            }
+        },
+        "verdict": ruled("cannot be told at this size", 1.0),
+    }
 
     points: list[dict[str, Any]] = [
         {
@@ -411,7 +432,12 @@ def add_coverage(run: Run) -> None:
         }
     ]
     for share in (0.0732, 0.2, 1.0):
-        scarce = {"status": "run", "labelled": 300, "systems": {}, "differences": gains(share)}
+        own = {
+            name: {"rps_skill": gains(share)["own - profile"]["rps_skill"]} for name in ("profile", "shuffled", "ridge")
+        }
+        scarce = {"status": "run", "labelled": 300, "systems": own, "differences": gains(share)}
+        scarce |= {"verdict": ruled("hurt" if share < 0.1 else "cannot be told at this size", 0.0123)}
+        scarce |= {"across": across if share < 0.1 else None}
         points.append(
             {
                 "share": share,
@@ -428,10 +454,11 @@ def add_coverage(run: Run) -> None:
         "sentence": "From 0.0732 to 1 of the users the skill is flat as far as can be told.",
     }
     write_json(
-        stage.path("coverage.json"), {"level": 0.95, "points": points, "curves": {"scarce": {"everywhere": curve}}}
+        stage.path("coverage.json"),
+        {"level": 0.95, "draws": 3, "points": points, "curves": {"scarce": {"everywhere": curve}}},
     )
     money = [
-        {"share": point["share"], "tokens": 1000 * point["users"], "usd": 0.001 * point["users"]} for point in points
+        {"share": point["share"], "tokens": 1000 * point["users"], "usd": usd * point["users"]} for point in points
     ]
     write_json(stage.path("money.json"), {"points": money})
     stage.finish(["coverage.json"], {})

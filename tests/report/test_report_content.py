@@ -7,7 +7,7 @@ import re
 import pyarrow as pa
 import pytest
 from report.page_reader import Reader
-from report.report_run import make_run
+from report.report_run import add_coverage, make_run
 
 from scaletot_jax.report.material import collect, segment_uncertainty
 from scaletot_jax.report.report import excerpt, render
@@ -93,6 +93,39 @@ def test_slices_are_shown_with_their_words_and_without_numbers_where_there_are_t
     assert rows[3][5][-1] == "hurt" and rows[4][5] == ["+0.0550", "+0.0330", "to", "+0.0710"]
     assert rows[1][1:4] == [["17"], ["9"], ["–"]] and " ".join(rows[1][5]) == "too few to tell fewer than 30 rows"
     assert len(others) == 3 and read.count("not applicable") == 2
+
+
+def test_the_coverage_curve_is_judged_by_the_rule_and_over_all_draws(run):
+    read = excerpt(run.workdir, run.config, "coverage")
+    table_ = next(
+        part for part in read.split("<caption>") if part.startswith("<span>RPS skill, ẑ everywhere minus …, labels of")
+    )
+    rows = [
+        [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        for row in re.findall(r"<tr>(.*?)</tr>", table_)
+    ]
+    head, not_run, over, first, second, _ = rows
+    assert head[3:] == [
+        "Profile alone", "Encoder of labels only", "Encoder of shuffled states", "Encoder of random projections",
+        "Prompt ends, no reasoning",
+    ]  # fmt: skip
+    assert not_run[2].startswith("not run 20 reasoned users")
+    unrun = "not run: Encoder of random projections; Prompt ends, no reasoning"
+    assert over[1:4] == ["all 3", f"cannot be told at this size {unrun}", "−0.0255 −0.1205 to +0.0695 p 1.000"]
+    assert first[1:3] == ["first alone", f"hurt {unrun}"] and first[5].endswith("p 0.012") and first[6] == "–"
+    assert second[1] == "first alone" and second[2].startswith("cannot")
+    assert "reasoning about that share helped" not in read and "one rival of five" in read
+    assert "Encoder of shuffled states" in read.split("Systems, labels of reasoned users")[1] and "+0.0123" in read
+
+
+def test_the_coverage_curve_stands_against_tokens_and_money_where_a_price_is_known(run, tmp_path):
+    read = excerpt(run.workdir, run.config, "coverage")
+    assert "20 402k $0.40 gives" in read  # said of the drawing: share, tokens, money
+    assert "$0.4020" in read and "so no price is known" not in read
+    with make_run(tmp_path / "free" / "run") as free:
+        add_coverage(free, usd=0.0)
+        shown = excerpt(free.workdir, free.config, "coverage")
+    assert "20 402k gives" in shown and "$" not in shown and "so no price is known" in shown
 
 
 def test_transfer_of_groups_the_student_knew_is_named_for_what_it_is(run):
