@@ -14,12 +14,13 @@ Strings = Sequence[str] | np.ndarray
 UNSEEN = ("head", "val", "test")  # users that no language-model training and no distillation may have touched
 
 
-def audit_splits(groups: Strings, splits: Strings) -> dict[str, int]:
+def audit_splits(groups: Strings, splits: Strings, what: str = "group") -> dict[str, int]:
     """Checks that the groups of every pair of splits are disjoint.
 
     Args:
-      groups: group (household, person) of each row.
+      groups: group (household, person) of each row, or its user.
       splits: its split; names outside :data:`SPLITS`, e.g. ``unused``, are not looked at.
+      what: what errors call a group.
 
     Returns:
       the number of groups of each split.
@@ -33,8 +34,8 @@ def audit_splits(groups: Strings, splits: Strings) -> dict[str, int]:
         shared = members[a] & members[b]
         if shared:
             raise OverlapError(
-                f"splits '{a}' and '{b}' share {len(shared)} group(s)",
-                where=f"population.parquet, group {min(map(str, shared))!r}",
+                f"splits '{a}' and '{b}' share {len(shared)} {what}(s)",
+                where=f"population.parquet, {what} {min(map(str, shared))!r}",
                 why="a user on both sides of a split makes every figure too good",
                 do="run 'scaletot prepare' again; report it if the table came from there",
             )

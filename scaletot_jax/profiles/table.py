@@ -57,7 +57,7 @@ def validate(table: pa.Table, schema: Schema, *, where: str = "table") -> pa.Tab
 
     Raises:
       DataError: no rows; a column missing or of another type; nulls, repeats, NaN, infinities or values outside the
-        schema; a field that repeats the label.
+        schema; a user in two groups; a field that repeats the label.
     """
     _check_columns(table, schema, where)
     if table.num_rows == 0:
@@ -73,6 +73,7 @@ def validate(table: pa.Table, schema: Schema, *, where: str = "table") -> pa.Tab
         faults.add(columns.mask(pc.is_null(snapshot)), schema.snapshot, snapshot, "the snapshot date is missing")
         checked["snapshot"] = snapshot
     _check_unique(checked, schema, faults)
+    _check_one_group(checked, schema, faults)
     for field in schema.fields:
         checked[field.name] = columns.canonical(columns.array(table, field.source), field, faults, where)
     checked.update(_labels(table, schema, faults, where))
@@ -137,6 +138,20 @@ def _check_unique(checked: dict[str, pa.Array], schema: Schema, faults: Faults) 
     repeated = np.ones(len(codes), bool)
     repeated[np.unique(codes, return_index=True)[1]] = False
     faults.add(repeated & columns.mask(pc.is_valid(checked["user_id"])), schema.id, None, reason)
+
+
+def _check_one_group(checked: dict[str, pa.Array], schema: Schema, faults: Faults) -> None:
+    """Splits part groups, so a user with two of them could be trained on and judged."""
+    if schema.group is None:
+        return
+    users, groups = (
+        pc.fill_null(checked[name].dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
+        for name in ("user_id", "group")
+    )
+    _, first, codes = np.unique(users, return_index=True, return_inverse=True)
+    other = (groups != groups[first][codes]) & (groups >= 0) & (groups[first][codes] >= 0) & (users >= 0)
+    why = "not the group of this user's first row; a user has one group, for groups are what splits part"
+    faults.add(other, schema.group.column, None, why)
 
 
 def _labels(table: pa.Table, schema: Schema, faults: Faults, where: str) -> dict[str, pa.Array]:

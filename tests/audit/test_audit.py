@@ -387,6 +387,19 @@ def test_the_command_ends_with_the_exit_code_of_a_leak(clean, tmp_path, capsys):
     assert json.loads((workdir / "audit.json").read_text())["findings"][5]["status"] == LEAK
 
 
+def test_a_user_of_two_groups_is_looked_for_by_name(clean, tmp_path):
+    """Groups that are disjoint say nothing of users where a user has a group each day."""
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    table = pq.read_table(workdir / "prepare" / "population.parquet")
+    users, groups, split = (table[name].to_pylist() for name in ("user_id", "group", "split"))
+    row, other = split.index("head"), split.index("val")
+    move(workdir, "user_id", lambda t: ("user_id", [*users[:other], users[row], *users[other + 1 :]]))
+    audit_splits(groups, split)
+    finding = next(f for f in audit(workdir, clean[1]) if f.check == "users in two splits")
+    assert finding.status == LEAK and "'head' and 'val' share 1 user(s)" in finding.detail
+
+
 def test_every_pair_of_splits_is_looked_at():
     for a, b in itertools.combinations(SPLITS, 2):
         groups, splits = [*SPLITS, "shared", "shared"], [*SPLITS, a, b]

@@ -64,6 +64,17 @@ def test_without_a_snapshot_an_id_may_occur_once():
     refused(changed("uid", 3, "u1"), "row 3", "field 'uid': the user id occurs twice", spec=spec)
 
 
+def test_a_user_has_one_group():
+    """Rows of a user in two groups could lie in two splits."""
+    users = ["u0", "u1", "u2", "u0", "u1", "u2"]
+    house, day = ["h0", "h0", "h1", "h0", "h0", "h1"], [datetime.date(2024, 1, 1 + i) for i in range(6)]
+    validate(table(uid=users, house=house, day=day), schema())
+    validate(table(uid=users, house=None, day=day), schema(group=None))
+    told = "field 'house': not the group of this user's first row"
+    refused(table(uid=users, house=[*house[:4], "h1", "h1"], day=day), "1 value", "row 4", told)
+    refused(table(uid=users, house=["h0", None, *house[2:]], day=day), "1 value", "row 1", "missing")
+
+
 def test_a_closed_multi_field_refuses_unknown_values():
     raw = changed("likes", 5, ["a", "z"])
     refused(raw, "row 5", "field 'likes'", "'z'", "unknown value", spec=field_changed("likes", values=["a", "b", "c"]))
