@@ -433,7 +433,8 @@ def add_coverage(run: Run, usd: float = 0.001) -> None:
     ]
     for share in (0.0732, 0.2, 1.0):
         own = {
-            name: {"rps_skill": gains(share)["own - profile"]["rps_skill"]} for name in ("profile", "shuffled", "ridge")
+            name: {"rps_skill": gains(share)["own - profile"]["rps_skill"]}
+            for name in ("profile", "everywhere", "shuffled", "ridge")
         }
         scarce = {"status": "run", "labelled": 300, "systems": own, "differences": gains(share)}
         scarce |= {"verdict": ruled("hurt" if share < 0.1 else "cannot be told at this size", 0.0123)}

@@ -115,7 +115,7 @@ def test_the_coverage_curve_is_judged_by_the_rule_and_over_all_draws(run):
     assert first[1:3] == ["first alone", f"hurt {unrun}"] and first[5].endswith("p 0.012") and first[6] == "–"
     assert second[1] == "first alone" and second[2].startswith("cannot")
     assert "reasoning about that share helped" not in read and "one rival of five" in read
-    assert "Encoder of shuffled states" in read.split("Systems, labels of reasoned users")[1] and "+0.0123" in read
+    assert "Encoder of shuffled states" in read.split("Systems, labels of reasoned users")[2] and "+0.0123" in read
 
 
 def test_the_coverage_curve_stands_against_tokens_and_money_where_a_price_is_known(run, tmp_path):
