@@ -176,7 +176,25 @@ def ltv(material: Material) -> Markup:
             if primary
             else folded(f"{label}, {features} profile fields", content)
         )
-    return section("ltv", title, intro, words, blocks, _audit(evaluation.get("audit") or {}))
+    return section("ltv", title, intro, _one_each(material), words, blocks, _audit(evaluation.get("audit") or {}))
+
+
+def _one_each(material: Material) -> Markup:
+    """What there is one of, whose variance no interval of the comparison holds, and what the seeds vary."""
+    seeds, draws = dig(material.evaluation, "seeds") or 1, dig(material.coverage, "draws") or 1
+    folds = dig(material.config, "distill.student_folds") or 0
+    also = f" (and {folds} more, each trained without one fold of its users, for the states of these)" if folds else ""
+    averaged = (
+        f"{seeds} seeds vary the head alone, and their predictions are averaged"
+        if seeds > 1
+        else "so is the seed of the head"
+    )
+    said = (
+        f"The student{also} and the encoder, and the encoder of every placebo, are one each, of the run's seed "
+        f"{dig(material.config, 'seed')}; {averaged}. How much another student or encoder would change is not in the intervals."
+    )
+    more = f" The coverage curve below varies users, encoders and heads over {draws} draws, never the student."
+    return el("p", said + (more if draws > 1 else ""))
 
 
 def in_order(evaluation: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:

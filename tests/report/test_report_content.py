@@ -9,6 +9,7 @@ import pytest
 from report.page_reader import Reader
 from report.report_run import add_coverage, make_run
 
+from scaletot_jax.report import verdict_section
 from scaletot_jax.report.material import collect, segment_uncertainty
 from scaletot_jax.report.report import excerpt, render
 from scaletot_jax.run import read_record, write_record
@@ -58,6 +59,23 @@ def test_a_difference_is_called_by_its_word_after_holms_correction_and_shows_p(r
     assert "hurt" not in lost and "p 0.060" in lost  # its interval leaves out zero: one of many
     assert "Holm&#x27;s correction over the required rivals" in read
     assert "p 0.060 after Holm&#x27;s correction" in read  # said of the drawing, too
+
+
+@pytest.mark.parametrize(("seeds", "folds", "draws"), [(5, 0, 1), (1, 0, 3), (5, 4, 3)])
+def test_the_report_says_of_what_there_is_one(run, seeds, folds, draws):
+    material = collect(run)
+    config = {**run.config, "distill": {**run.config["distill"], "student_folds": folds}}
+    found = dataclasses.replace(
+        material,
+        config=config,
+        evaluation={**material.evaluation, "seeds": seeds},
+        coverage={**material.coverage, "draws": draws},
+    )
+    (said,) = re.findall(r"<p>(The student.*? are one each.*?)</p>", str(verdict_section.ltv(found)))
+    assert "is not in the intervals" in said and f"seed {run.config['seed']};" in said
+    assert (f"{seeds} seeds vary the head alone" in said) == (seeds > 1)
+    assert ("4 more, each trained without one fold" in said) == bool(folds)
+    assert ("over 3 draws, never the student" in said) == (draws == 3)
 
 
 def test_numbers_come_from_the_artifacts(run, page):
