@@ -20,13 +20,15 @@
 # everybody → a verdict with an interval. The population here is synthetic, so nothing has to be downloaded but the
 # weights of a small language model.
 #
-# **Hardware.** This notebook runs on the CPU and was tried on the CPU only. Nothing in it was measured on a GPU or a
-# TPU. With SmolLM2-135M on two shared CPU cores it took about 390 seconds of processor time and 3.5 GB of memory.
+# **Hardware.** It was run on a CPU only: with SmolLM2-135M on two shared cores about 390 seconds of processor time and 3.5 GB of
+# memory. For a v5e-1 there are the TPU compiler's own figures (`benchmarks/RESULTS.md`): the SFT step of this very configuration needs
+# 0.62 and the OSIPO update 0.72 of 15.75 GiB, so it fits; how fast it is there, nobody has measured. For GPUs nothing was
+# compiled or run: a T4 has 16 GB, and whether it is enough is not known.
 
 # %% [markdown]
 # ## Install
 #
-# Only on Colab, and only what is missing there. Every package is installed with `--no-deps`, so that Colab's own `jax`
+# Only on Colab, and only what is missing there or too old. Every package is installed with `--no-deps`, so that Colab's own `jax`
 # stays as it is; the cell stops if it is too old, or if anything changed it.
 
 # %%
@@ -38,20 +40,20 @@ import sys
 
 SOURCE = os.environ.get("SCALETOT_SOURCE", "")  # the folder of a checkout, or a wheel; no index is asked by name
 OLDEST_JAX = (0, 10, 2)
-LIGHT = {  # module: requirement, of what a Colab runtime may lack; none of them is jax
-    "ml_collections": "ml-collections>=1.1.0",
-    "flax": "flax>=0.12.8",
-    "optax": "optax>=0.2.8",
-    "orbax.checkpoint": "orbax-checkpoint>=0.12.8",
-    "grain": "grain>=0.2.18",
-    "array_record": "array-record>=0.8.6",
-    "gguf": "gguf>=0.19.0",
-    "tokenizers": "tokenizers>=0.23.3",
-    "safetensors": "safetensors>=0.8.0",
-    "pyarrow": "pyarrow>=26.0.1",
-    "pydantic": "pydantic>=2.14.3",
-    "yaml": "PyYAML>=6.0.3",
-}
+LIGHT = (  # what a Colab runtime may lack or have too old; none of them is jax
+    "ml-collections>=1.1.0",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    "array-record>=0.8.6",
+    "gguf>=0.19.0",
+    "tokenizers>=0.23.3",
+    "safetensors>=0.8.0",
+    "pyarrow>=26.0.1",
+    "pydantic>=2.14.3",
+    "PyYAML>=6.0.3",
+)
 
 
 def present(module: str) -> bool:
@@ -61,19 +63,29 @@ def present(module: str) -> bool:
         return False
 
 
+def new_enough(requirement: str) -> bool:
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    try:
+        return importlib.metadata.version(wanted.name) in wanted.specifier
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def jax_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
 
 
 def install_on_colab() -> list[str]:
-    """Installs what is missing, never jax; returns what it installed."""
+    """Installs what is missing or too old, never jax; returns what it installed."""
     before = jax_versions()
     if tuple(int(part) for part in before["jax"].split(".")[:3]) < OLDEST_JAX:
         oldest = ".".join(map(str, OLDEST_JAX))
         raise RuntimeError(
             f"this runtime has jax {before['jax']}; scaletot_jax needs {oldest} or newer: choose a newer runtime"
         )
-    wanted = [requirement for module, requirement in LIGHT.items() if not present(module)]
+    wanted = [requirement for requirement in LIGHT if not new_enough(requirement)]
     if not present("scaletot_jax") and not SOURCE:
         raise RuntimeError(
             "scaletot_jax is not here: upload a checkout or a wheel of it to this runtime and set SCALETOT_SOURCE to its path"

@@ -1,6 +1,8 @@
 """Every notebook: the pair agrees, nothing is stored in it, and its install cell neither installs jax nor asks an index for us."""
 
+import importlib.metadata
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,34 @@ def test_the_install_cell_leaves_jax_alone(source):
     assert not [name for name in required if re.match("jax|scaletot", name)]
 
 
+@pytest.mark.parametrize(
+    "source", [path for path in SOURCES if "LIGHT" in path.read_text()], ids=lambda path: path.stem
+)
+def test_what_is_missing_or_too_old_is_installed_and_nothing_else(source, monkeypatch):
+    (cell,) = [cell.source for cell in jupytext.read(source).cells if "def install_on_colab" in cell.source]
+    here = {"flax": "0.8.0", "pyarrow": None, "jax": "0.10.2", "jaxlib": "0.10.2"}  # the others are new
+
+    def version(name):
+        found = here.get(name, "999")
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    ran = []
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    names: dict = {}
+    exec(compile(cell, str(source), "exec"), names)
+    names["present"] = lambda module: True
+    assert [word.partition(">")[0] for word in names["install_on_colab"]()] == ["flax", "pyarrow"]
+    assert len(ran) == 1 and "--no-deps" in ran[0]
+    here["jax"] = "0.9.9"
+    with pytest.raises(RuntimeError, match="newer runtime"):
+        names["install_on_colab"]()
+
+
 @each_notebook
 def test_the_hardware_is_stated(source):
     text = "\n".join(cell.source for cell in jupytext.read(source).cells if cell.cell_type == "markdown")
     assert "**Hardware.**" in text
+    assert "v5e-1" in text and re.search(r"\d (MiB )?of \d+\.\d+ GiB", text)  # the compiler's figure
