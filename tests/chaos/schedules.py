@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from scaletot_jax.run import STAGES
 
-# In the order in which the first schedules meet them: ten meet every stage but the dearest, and every fault.
+# In the order in which the first schedules meet them: eleven meet every stage, and every fault.
 ROTATION = ("sft", "score", "teach", "prepare", "osipo", "score", "distill", "report", "prepare", "score", "evaluate")
 CHEAP = ("prepare", "score", "report")  # a second or two; the others are disturbed once, unless there is time for more
 FAULTS = ("kill", "corrupt", "second", "disk", "version", "moment", "clock")
