@@ -9,6 +9,10 @@
 
 Means, covariates and ratios are by ``tea-tasting``, Holm's correction by :mod:`scaletot_jax.evaluation.family`. The family that is corrected is the
 outcomes × arms, each in its own primary form: cupac where there is a prediction, else cuped, else plain.
+
+A covariate from before the assignment is alike in both arms. One that differs (Welch's t, p < :data:`MISMATCH`) was measured
+afterwards, and would adjust the effect away, or the assignment is broken: the form that uses it is withheld. A relative lift is
+undefined where the control's mean is not above zero with its interval.
 """
 
 from __future__ import annotations
@@ -29,15 +33,16 @@ from scaletot_jax.evaluation.family import holm
 
 ARM, FORMS = "arm", ("plain", "cuped", "cupac", "winsorised", "active", "if_active")
 MOST_CORRELATED = 1 - 1e-9
-MISMATCH = 0.001  # p-value of the sample ratio below which no figure is to be believed
+MISMATCH = 0.001  # p-value of the sample ratio, or of a covariate's balance, below which no figure is to be believed
 
 
 class Effect(NamedTuple):
-    """One form of one outcome: means, absolute and relative effect with intervals, p-value, and variance left.
+    """One form of one outcome: means, absolute and relative effect with intervals, p-value, and variance left; NaN: unknown.
 
     ``sequential`` is the interval of the absolute effect that holds at every look, ``p_sequential`` the p-value that does;
     None unless it was asked for.
     ``variance_left`` is the squared width of the interval against the plain one's: .5 means half as many users would do.
+    ``lift`` is NaN where it is undefined; ``note`` says why figures are missing.
     """
 
     form: str
@@ -53,6 +58,7 @@ class Effect(NamedTuple):
     variance_left: float
     sequential: tuple[float, float] | None
     p_sequential: float | None
+    note: str = ""
 
     @property
     def deciding_p(self) -> float:
@@ -70,6 +76,7 @@ class Comparison(NamedTuple):
       bound: of the winsorised form.
       cv: coefficient of variation of the outcome in the control, and after the covariate of the primary form.
       detectable: least relative lift that so many units find with 80 % power in the primary form.
+      balance: form → p-value of its covariate's means being the same in both arms; below :data:`MISMATCH` it is withheld.
     """
 
     outcome: str
@@ -82,6 +89,12 @@ class Comparison(NamedTuple):
     cv: float
     cv_adjusted: float
     detectable: float
+    balance: dict[str, float]
+
+    @property
+    def withheld(self) -> bool:
+        """Whether the primary form's covariate differs between the arms."""
+        return self.balance.get(self.primary, 1.0) < MISMATCH
 
 
 class Analysis(NamedTuple):
@@ -178,7 +191,9 @@ def _compare(
     columns: dict[str, np.ndarray] = {
         ARM: (arms[rows] == treatment).astype(int), "y": y, "clipped": clipped, "active": (y > 0).astype(float)
     }  # fmt: skip
+    treated = columns[ARM] == 1
     metrics = {"plain": tt.Mean("y", confidence_level=level)}
+    balance: dict[str, float] = {}
     for form, name in (("cuped", outcome.before), ("cupac", outcome.prediction)):
         if name:
             columns[form] = data[name][rows]
@@ -190,12 +205,12 @@ def _compare(
                     do="name a column that was known before the assignment",
                 )
             metrics[form] = tt.Mean("y", form, confidence_level=level)
+            balance[form] = _balance(columns[form][~treated], columns[form][treated])
     metrics |= {
         "winsorised": tt.Mean("clipped", confidence_level=level),
         "active": tt.Mean("active", confidence_level=level),
         "if_active": tt.RatioOfMeans("y", "active", confidence_level=level),
     }
-    treated = columns[ARM] == 1
     flat = {name for name in ("y", "clipped", "active") if columns[name].std() == 0}
     told = (
         tt.Experiment({form: m for form, m in metrics.items() if _numerator(form) not in flat}, ARM).analyze(
@@ -204,40 +219,72 @@ def _compare(
         if len(flat) < 3
         else {}
     )
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    above = {name: _lowest_mean(columns[name][~treated], z) > 0 for name in ("y", "clipped", "active")}
     effects = []
     for form in metrics:
-        if form not in told:  # one value for everybody: no difference, and nothing to estimate it from
-            value = float(columns[_numerator(form)][0])
-            effects.append(Effect(form, value, value, 0.0, 0.0, 0.0, *(3 * (0.0,)), 1.0, math.nan, None, None))
+        if balance.get(form, 1.0) < MISMATCH:
+            name = outcome.before if form == "cuped" else outcome.prediction
+            why = f"withheld: covariate '{name}' differs between the arms (p = {balance[form]:.2g})"
+            effects.append(_unknown(form, why))
+            continue
+        if form == "winsorised" and "clipped" in flat and "y" not in flat:
+            why = f"not applicable: the {quantile:g} quantile is the smallest value, {bound:.5g}"
+            effects.append(_unknown(form, why))
+            continue
+        if form not in told:  # no difference was seen, and nothing says how large one could be
+            value, why = float(columns[_numerator(form)][0]), "every unit has this value: no interval can be told"
+            effects.append(_unknown(form, why)._replace(control=value, treatment=value, effect=0.0))
             continue
         r, plain = told[form], told["plain"]
-        error = _width(r) / 2 / NormalDist().inv_cdf(0.5 + level / 2)
+        error = _width(r) / 2 / z
         sequence = p_sequence = None
         if planned:
             radius = sequential_radius(error, len(y), planned, level)
             sequence = (r.effect_size - radius, r.effect_size + radius)
             p_sequence = sequential_p(r.effect_size, error, len(y), planned, level)
-        adjusted = form in ("cuped", "cupac")
+        adjusted = form in balance
+        lift = (r.rel_effect_size, r.rel_effect_size_ci_lower, r.rel_effect_size_ci_upper)
+        if not (above[_numerator(form)] and r.control > 0):
+            lift = 3 * (math.nan,)
         effects.append(
             Effect(
                 form, r.control, r.treatment, r.effect_size, r.effect_size_ci_lower, r.effect_size_ci_upper,
-                r.rel_effect_size, r.rel_effect_size_ci_lower, r.rel_effect_size_ci_upper, r.pvalue,
+                *lift, r.pvalue,
                 (_width(r) / _width(plain)) ** 2 if adjusted else math.nan, sequence, p_sequence,
             )
         )  # fmt: skip
     primary = "cupac" if outcome.prediction else "cuped" if outcome.before else "plain"
     a, b = y[~treated], y[treated]
     errors = [part.std(ddof=1) / math.sqrt(len(part)) for part in (a, b)]
-    cv = float(a.std(ddof=1) / a.mean()) if a.mean() else math.inf
+    cv = float(a.std(ddof=1) / a.mean()) if a.mean() > 0 else math.inf
     left = next(e.variance_left for e in effects if e.form == primary)
     left = 1.0 if math.isnan(left) else left
     cv_left = cv * math.sqrt(left)
     known = math.isfinite(cv_left) and cv_left > 0
     detectable = detectable_lift(cv_left, len(a), len(b), alpha=1 - level) if known else math.inf
-    ratio = fieller(a.mean(), b.mean(), errors[0], errors[1], level)
+    ratio = fieller(a.mean(), b.mean(), errors[0], errors[1], level) if a.mean() > 0 else (math.nan, math.nan)
     return Comparison(
-        outcome.column, treatment, primary, tuple(effects), math.nan, ratio, bound, cv, cv_left, detectable
+        outcome.column, treatment, primary, tuple(effects), math.nan, ratio, bound, cv, cv_left, detectable, balance
     )
+
+
+def _unknown(form: str, why: str) -> Effect:
+    return Effect(form, *(10 * (math.nan,)), None, None, why)
+
+
+def _balance(control: np.ndarray, treatment: np.ndarray) -> float:
+    """Welch's p-value of a covariate's two means; of one that does not vary within the arms 1 where they agree, else 0."""
+    if max(control.std(), treatment.std()) == 0:
+        return float(control[0] == treatment[0])
+    from scipy.stats import ttest_ind
+
+    return float(ttest_ind(control, treatment, equal_var=False).pvalue)
+
+
+def _lowest_mean(values: np.ndarray, z: float) -> float:
+    """The lower end of the interval of a mean."""
+    return float(values.mean() - z * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _numerator(form: str) -> str:

@@ -21,24 +21,31 @@ NOTES = {
 def verdict(comparison: Comparison, level: float, believable: bool) -> str:
     """One sentence on one outcome of one arm."""
     effect = next(e for e in comparison.effects if e.form == comparison.primary)
-    span = f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}]"
-    found = f"relative lift {span} at {level:.0%} (p = {_number(comparison.p_holm, '.3g')}, corrected)"
+    p = _number(comparison.p_holm, ".3g")
+    found = f"relative lift {_lift(effect)} at {level:.0%} (p = {p}, corrected)"
+    if math.isnan(effect.lift):
+        found = f"difference {_span(effect)} at {level:.0%} (p = {p}, corrected; relative lift {_lift(effect)})"
     if effect.sequential:  # looked at while it runs: intervals and p-values of one look would decide too often
         found = (
             f"difference {effect.effect:+.4g} {_sequence(effect)} at {level:.0%} and any look "
-            f"(p = {_number(comparison.p_holm, '.3g')}, of any look and corrected; relative lift {_percent(effect.lift)})"
+            f"(p = {p}, of any look and corrected; relative lift {_percent(effect.lift, 'undefined')})"
         )
+    if effect.note:
+        found = effect.note
     about = f"'{comparison.outcome}' in arm '{comparison.arm}'"
     if not believable:
         return f"Nothing can be said about {about}: the arms do not have their planned sizes, so assignment or logging is broken."
+    if comparison.withheld:
+        return (
+            f"Nothing can be said about {about}: {effect.note}. A covariate from before the assignment is alike in both arms, "
+            "so this one was measured afterwards, or assignment is broken."
+        )
     if comparison.p_holm < 1 - level:
         way = "rises" if effect.effect > 0 else "falls"
         return f"{about} {way}: {found}."
     many = "so many units, looked at once," if effect.sequential else "so many units"
-    return (
-        f"Whether {about} changes cannot be told: {found}; "
-        f"{many} find a lift of {_percent(comparison.detectable)} four times in five."
-    )
+    power = f"; {many} find a lift of {_percent(comparison.detectable)} four times in five"
+    return f"Whether {about} changes cannot be told: {found}{power if math.isfinite(comparison.detectable) else ''}."
 
 
 def markdown(analysis: Analysis, *, population: str = "", assignment: str = "", plan: str = "") -> str:
@@ -71,16 +78,23 @@ def _section(c: Comparison, level: float) -> list[str]:
     for effect in c.effects:
         name = f"**{effect.form}**" if effect.form == c.primary else effect.form
         lines.append(
-            f"| {name}: {NOTES[effect.form]} | {_number(effect.control)} | {_number(effect.treatment)} | {_span(effect)} | "
-            f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}] | {_number(effect.p_value, '.3g')} | "
+            f"| {name}: {NOTES[effect.form]} | {_number(effect.control)} | {_number(effect.treatment)} | "
+            f"{effect.note.replace('|', '/') or _span(effect)} | {_lift(effect)} | {_number(effect.p_value, '.3g')} | "
             f"{'' if math.isnan(effect.variance_left) else f'{effect.variance_left:.2f}'} |"
             + (f" {_sequence(effect)} |" if sequential else "")
         )
     low, high = c.fieller
+    ratio = "undefined" if math.isnan(low) else f"[{_percent(low)}, {_percent(high)}]"
+    alike = ", ".join(f"{form} p = {p:.2g}" for form, p in c.balance.items())
     return [
         *lines,
         "",
-        f"Fieller's interval of the plain lift: [{_percent(low)}, {_percent(high)}]. Coefficient of variation {c.cv:.2f}, "
+        *(
+            [f"Covariates alike in both arms (Welch)? {alike}; below {MISMATCH:g} a form is withheld.", ""]
+            if alike
+            else []
+        ),
+        f"Fieller's interval of the plain lift: {ratio}. Coefficient of variation {c.cv:.2f}, "
         f"{c.cv_adjusted:.2f} in the primary form; detectable with 80 % power: {_percent(c.detectable)}. "
         f"Winsorised at {c.bound:.5g}.",
     ]
@@ -110,6 +124,12 @@ def _span(effect: Effect) -> str:
     return f"{_number(effect.effect, '+.4g')} {_between(effect.low, effect.high)}"
 
 
+def _lift(effect: Effect) -> str:
+    if math.isnan(effect.lift):
+        return "unknown" if effect.note else "undefined: the control's mean is not clearly above zero"
+    return f"{_percent(effect.lift)} [{_percent(effect.lift_low)}, {_percent(effect.lift_high)}]"
+
+
 def _sequence(effect: Effect) -> str:
     return "" if effect.sequential is None else _between(*effect.sequential)
 
@@ -122,7 +142,7 @@ def _number(value: float, form: str = ".5g") -> str:
     return "unknown" if math.isnan(value) else f"{value:{form}}"
 
 
-def _percent(value: float) -> str:
+def _percent(value: float, missing: str = "unknown") -> str:
     if math.isnan(value):
-        return "unknown"
+        return missing
     return f"{value:+.2%}" if math.isfinite(value) else ("∞" if value > 0 else "−∞")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "a level or quantile lies outside its range", where="--level in [0.5, 1), --winsorise in [0.5, 1]"
         )
+    if options.sequential < 0:
+        raise ConfigError(
+            "the planned units are fewer than none", where="--sequential", why=f"{options.sequential}",
+            do="give the units of the whole experiment, or leave it out where nobody looks before the end",
+        )  # fmt: skip
     if options.plan_lift:
         return _plan(options)
     if not options.table or not options.outcome:
@@ -141,9 +147,11 @@ def _scores(directory: str, columns: Sequence[str]) -> pa.Table:
 def _plan(options: argparse.Namespace) -> int:
     from scaletot_jax.ab.power import power_of, units_needed
 
-    if options.plan_cv <= 0 or not 0 < options.plan_power < 1 or options.plan_users < 0:
+    finite = math.isfinite(options.plan_cv) and math.isfinite(options.plan_lift)
+    if not finite or options.plan_cv <= 0 or not 0 < options.plan_power < 1 or options.plan_users < 0:
         raise ConfigError(
-            "the plan's numbers are out of range", where="--plan-cv > 0, 0 < --plan-power < 1, --plan-users >= 0"
+            "the plan's numbers are out of range",
+            where="--plan-lift, --plan-cv > 0 finite, 0 < --plan-power < 1, --plan-users >= 0",
         )
     if options.plan_users:
         print(f"power to find a relative lift of {options.plan_lift:+.3%} with {options.plan_users:,} users an arm:")

@@ -187,6 +187,61 @@ def test_a_covariate_that_is_the_outcome_is_refused():
         run(experiment(400).set_column(3, "expected", experiment(400)["lt30"].cast(pa.float64())))
 
 
+def test_a_covariate_that_the_treatment_moved_is_not_adjusted_by():
+    """The outcome itself with a little noise: an adjustment by it would take a true lift for noise."""
+    table = experiment(lift=0.13, seed=1)
+    after = np.array(table["lt30"].to_pylist()) + np.random.default_rng(8).normal(size=table.num_rows)
+    late = run(table.set_column(3, "expected", pa.array(after)))
+    days, money = late.comparisons
+    cupac = next(e for e in days.effects if e.form == "cupac")
+    assert days.effects[0].p_value < 0.001 and days.balance["cupac"] < 0.001 < days.balance["cuped"]
+    assert days.withheld and math.isnan(cupac.effect) and math.isnan(days.p_holm) and "'expected'" in cupac.note
+    told, card = verdict(days, 0.95, True), markdown(late)
+    assert "Nothing can be said about 'lt30'" in told and "'expected' differs" in told and "measured afterwards" in told
+    assert "withheld: covariate 'expected'" in card and "nan" not in card and not money.withheld
+    assert not any(c.withheld for c in run(table).comparisons)
+
+
+def test_a_covariate_of_one_value_an_arm():
+    flat = np.where(np.array(experiment(400)["variant"].to_pylist()) == "new", 2.0, 1.0)
+    assert run(experiment(400).set_column(3, "expected", pa.array(flat))).comparisons[0].balance["cupac"] == 0
+
+
+def test_winsorising_away_all_payers_is_not_applicable():
+    """Half a percent pay, so the 99 % quantile is 0: a difference of exactly nothing is no finding."""
+    rng = np.random.default_rng(2)
+    table = experiment()
+    paid = pa.array(np.where(rng.random(table.num_rows) < 0.005, rng.lognormal(3, 1, table.num_rows), 0.0))
+    analysis = run(table.set_column(5, "ltv30", paid))
+    effect = next(e for e in analysis.comparisons[1].effects if e.form == "winsorised")
+    assert math.isnan(effect.effect) and math.isnan(effect.p_value) and "the 0.99 quantile" in effect.note
+    line = next(l for l in markdown(analysis).split("## ltv30")[1].splitlines() if l.startswith("| winsorised"))
+    assert "not applicable" in line and "+0 [" not in line and line.count("|") == 8
+
+
+@pytest.mark.parametrize(("mean", "defined"), [(-1.0, False), (0.01, False), (1.0, True)])
+def test_a_relative_lift_needs_a_control_above_zero(mean, defined):
+    """Such as a balance: of −1 to +1 a lift of −200 % would be told, with the ends of its interval changed over."""
+    rng = np.random.default_rng(3)
+    table = experiment()
+    treated = np.array(table["variant"].to_pylist()) == "new"
+    change = pa.array(mean + 2.0 * treated + rng.normal(size=table.num_rows))
+    comparison = run(table.set_column(5, "ltv30", change)).comparisons[1]
+    plain = comparison.effects[0]
+    assert plain.low < 2 < plain.high and math.isnan(plain.lift) != defined
+    if defined:
+        assert plain.lift_low < plain.lift < plain.lift_high
+    told = verdict(comparison, 0.95, True)
+    assert "rises" in told and ("undefined" in told) != defined and "nan" not in told
+
+
+@pytest.mark.parametrize("bad", [["--sequential", "-5"], ["--plan-lift", "0.1", "--plan-cv", "nan"]])
+def test_numbers_that_no_plan_can_have_are_refused(tmp_path, bad):
+    pq.write_table(experiment(400), tmp_path / "t.parquet")
+    table = ["--table", str(tmp_path / "t.parquet"), "--arm", "variant", "--control", "old", "--outcome", "lt30"]
+    assert main(["ab", *table, *bad]) == 2
+
+
 def test_the_card_names_what_is_not_stated():
     analysis = run(experiment(lift=0.0, seed=2))
     card = markdown(analysis, population="low-activity users of one week")
@@ -221,8 +276,9 @@ def test_a_table_that_cannot_be_analysed(what):
 def test_a_constant_outcome_is_no_crash():
     table = experiment(400)
     analysis = run(table.set_column(4, "lt30", pa.array([3.0] * 400)))
-    assert analysis.comparisons[0].effects[0].effect == 0
-    assert "lt30" in markdown(analysis)
+    plain = analysis.comparisons[0].effects[0]
+    assert plain.effect == 0 and math.isnan(plain.low) and math.isnan(plain.p_value)
+    assert "lt30" in markdown(analysis) and "no interval can be told" in verdict(analysis.comparisons[0], 0.95, True)
 
 
 def test_the_models_own_predictions_sharpen_it(tmp_path):
