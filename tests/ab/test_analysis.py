@@ -215,7 +215,7 @@ def test_winsorising_away_all_payers_is_not_applicable():
     analysis = run(table.set_column(5, "ltv30", paid))
     effect = next(e for e in analysis.comparisons[1].effects if e.form == "winsorised")
     assert math.isnan(effect.effect) and math.isnan(effect.p_value) and "the 0.99 quantile" in effect.note
-    line = next(l for l in markdown(analysis).split("## ltv30")[1].splitlines() if l.startswith("| winsorised"))
+    line = next(row for row in markdown(analysis).split("## ltv30")[1].splitlines() if row.startswith("| winsorised"))
     assert "not applicable" in line and "+0 [" not in line and line.count("|") == 8
 
 
