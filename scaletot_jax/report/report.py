@@ -16,6 +16,7 @@ from scaletot_jax.errors import ConfigError, StaleRunError
 from scaletot_jax.files import sha256_file, write_bytes, write_json
 from scaletot_jax.report import (
     calibration_section,
+    cells_section,
     closing,
     coverage_section,
     drift_section,
@@ -41,6 +42,7 @@ SECTIONS = {
     "calibration": ("Calibration", calibration_section.calibrated),
     "coverage": ("Coverage", coverage_section.coverage),
     "seen": ("Seen", slices_section.seen),
+    "cells": ("Groups", cells_section.cells),
     "people": ("People", sections.people),
     "budget": ("Cost", sections.budget),
     "doubt": ("Doubt", sections.doubt),

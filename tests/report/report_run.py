@@ -511,7 +511,41 @@ def _comparison(rng: np.random.Generator, kind: str, word: str, features: str) -
     }
     gains = {other: Gain(interval, 0.004, 0.02) for other, interval in {"profile": Interval(*gain), **placebos}.items()}
     verdict = evaluated_verdict(gains, required=tuple(gains), **size)
-    return {"systems": systems, "differences": differences, "slices": _slices(systems, features), "verdict": verdict}
+    cells = _cells() if features == "static+early" else {}
+    return {
+        "systems": systems,
+        "differences": differences,
+        "slices": _slices(systems, features),
+        "cells": cells,
+        "verdict": verdict,
+    }
+
+
+def _cells() -> dict[str, Any]:
+    """Two cohorts, and a field with a group that is told of, one that is too small, and two whose sizes are withheld."""
+
+    def cell(rows: int, bias: float) -> dict[str, Any]:
+        row = {"estimate": bias, "low": bias - 0.1, "high": bias + 0.1}
+        figures = {"spearman": row, "auc": row, "bias": row}
+        return {
+            "rows": rows,
+            "groups": rows // 2,
+            "systems": {"profile": figures, "profile_z": figures},
+            "difference": figures,
+        }
+
+    gap = {"estimate": 0.321, "low": 0.2, "high": 0.4}
+    gaps = {
+        name: {"with": gap, "without": gap, "change": {**gap, "estimate": -0.222}, "cells": 2}
+        for name in ("bias", "auc")
+    }
+    few = {"note": "too few to tell", "why": "fewer than 30 rows"}
+    withheld = {"rows": "< 10", "groups": None, **few}
+    small = {"Tiny Hamlet": {"rows": 4, "groups": 3, **few}, "Hidden": withheld, "Gone": {**withheld, "rows": None}}
+    return {
+        "sparsity": {"cells": {"sparse": cell(613, 0.123), "rich": cell(417, -0.456)}, "gaps": gaps},
+        "city": {"cells": {"Arden": cell(1012, 0.015), **small}, "gaps": {}},
+    }
 
 
 def _slices(systems: Mapping[str, Mapping[str, Any]], features: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from report.page_reader import Reader
 from report.report_run import add_coverage, make_run
 
-from scaletot_jax.report import verdict_section
+from scaletot_jax.report import model_card, verdict_section
 from scaletot_jax.report.material import collect, segment_uncertainty
 from scaletot_jax.report.report import excerpt, render
 from scaletot_jax.run import read_record, write_record
@@ -113,6 +113,38 @@ def test_slices_are_shown_with_their_words_and_without_numbers_where_there_are_t
     assert len(others) == 3 and read.count("not applicable") == 2
 
 
+def test_groups_of_users_are_shown_and_small_ones_only_counted(run):
+    read = excerpt(run.workdir, run.config, "cells")
+    tables = [
+        [
+            [" ".join(re.sub("<[^>]+>", " ", cell).split()) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+            for row in re.findall(r"<tr>(.*?)</tr>", body)
+        ]
+        for body in re.findall(r"<tbody>(.*?)</tbody>", read)
+    ]
+    gaps, groups = tables[:2]
+    assert gaps[0][:3] == ["how much is known", "2", "0"] and gaps[1][:4] == ["city", "1", "3", "–"]
+    assert gaps[0][3].startswith("0.321") and gaps[0][5].startswith("−0.222") and gaps[0][8].startswith("−0.222")
+    assert [row[:4] for row in groups] == [
+        ["few known fields", "how much is known", "613", "306"], ["many known fields", "how much is known", "417", "208"],
+        ["Arden", "city", "1,012", "506"],
+    ]  # fmt: skip
+    assert groups[1][4].startswith("−0.456")
+    assert not [small for small in ("Tiny Hamlet", "Hidden", "Gone") if small in read]
+    card = excerpt(run.workdir, run.config, "card")
+    assert "by how much is known of a user and by field (city), with ẑ and without" in card
+
+
+@pytest.mark.parametrize("ids", [False, True])
+@pytest.mark.parametrize("text", [False, True])
+def test_the_card_says_what_the_pages_show(run, ids, text):
+    settings = {**run.config["report"], "show_ids": ids, "show_text": text}
+    card = str(model_card.model_card(dataclasses.replace(collect(run), config={**run.config, "report": settings})))
+    assert ("The explorer shows them: report.show_ids is set." in card) == ids
+    assert ("shows row numbers of the run&#x27;s own population instead" in card) != ids
+    assert ("is shown in both pages: report.show_text is set." in card) == text
+
+
 def test_the_coverage_curve_is_judged_by_the_rule_and_over_all_draws(run):
     read = excerpt(run.workdir, run.config, "coverage")
     table_ = next(
@@ -163,10 +195,10 @@ def test_a_run_from_before_the_slices_and_the_two_kinds_of_held_out_groups_is_st
     evaluation = json.loads(json.dumps(material.evaluation))
     for target in evaluation["targets"].values():
         for found in target["features"].values():
-            del found["slices"]
+            del found["slices"], found["cells"]
     content = render(dataclasses.replace(material, evaluation=evaluation))
     Reader(content)
-    assert "This evaluation was made without slices" in content
+    assert "This evaluation was made without slices" in content and "This evaluation has no groups of users" in content
     assert "groups of the teacher split among them" in content
 
 
