@@ -97,12 +97,12 @@ def _stated_fingerprint(directory: Path) -> str:
         return ""  # being written
 
 
-def build_app(service: Service, *, token: str = "", watch_seconds: float = 0.0) -> FastAPI:
+def build_app(service: Service, *, token: str = "", watch_seconds: float = 0.0, local: bool = False) -> FastAPI:
     """The application, behind its guard.
 
     Args:
       service: what it serves.
-      token: see :class:`Guard`; without one nobody may reload over HTTP.
+      token, local: see :class:`Guard`; without a token nobody may reload over HTTP.
       watch_seconds: how often the model's folder is looked at; 0: never.
     """
 
@@ -119,12 +119,13 @@ def build_app(service: Service, *, token: str = "", watch_seconds: float = 0.0) 
         title="scaletot serve", version=__version__, description=documents.DESCRIPTION, lifespan=lifespan,
         docs_url=None, redoc_url=None, redirect_slashes=False, dependencies=[Depends(_known_parameters)],
     )  # fmt: skip
-    app.add_middleware(Guard, limits=service.limits, meters=service.meters, token=token)  # type: ignore[arg-type]
+    guarding = {"limits": service.limits, "meters": service.meters, "token": token, "local": local}
+    app.add_middleware(Guard, **guarding)  # type: ignore[arg-type]
     _routes(app, service, reloadable=bool(token))
     app.add_exception_handler(RequestError, _refused)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
-    documents.describe(app, service.now, service.limits, token=bool(token))
+    documents.describe(app, service.now, service.limits, token=bool(token), local=local)
     return app
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
 import socket
@@ -52,7 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     listening = listen(options.host, options.port)
     service = Service(options.model, limits=limits, shapes=parse_shapes(options.shapes))
-    app = build_app(service, token=token, watch_seconds=options.watch_seconds)
+    local = not token and not options.insecure
+    app = build_app(service, token=token, watch_seconds=options.watch_seconds, local=local)
     config = uvicorn.Config(
         app, http=protocol(limits), ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
         proxy_headers=False, h11_max_incomplete_event_size=16 << 10, timeout_keep_alive=options.keep_alive_seconds,
@@ -154,8 +154,10 @@ def parse_shapes(text: str) -> tuple[int, ...]:
 
 def read_token(name: str, host: str, *, insecure: bool) -> str:
     """The token; ConfigError where other machines could reach a server that has none."""
+    from scaletot_jax.serving.guard import is_loopback
+
     token = os.environ.get(name, "")
-    if not token and not insecure and not _loopback(host):
+    if not token and not insecure and not is_loopback(host):
         raise ConfigError(
             "a server that other machines reach needs a token", where=f"--host {host}", why=f"{name} is not set",
             do=f"set {name} to a long random word, or pass --insecure",
@@ -166,13 +168,6 @@ def read_token(name: str, host: str, *, insecure: bool) -> str:
             do="for example: openssl rand -hex 32",
         )  # fmt: skip
     return token
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

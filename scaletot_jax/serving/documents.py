@@ -49,6 +49,7 @@ _WHEN = {
     409: "The new model was refused; the old one is served on",
     413: "Too many bytes or rows",
     415: "Another content type, or a compressed body",
+    421: "A server without a token answers requests to localhost alone",
     422: "A row, a value or a parameter is not allowed",
     429: "Too many requests; see Retry-After",
     500: "The server failed",
@@ -77,19 +78,21 @@ def model_card(generation: Generation, limits: Limits) -> dict[str, Any]:
     }
 
 
-def describe(app: FastAPI, generation: Generation, limits: Limits, *, token: bool) -> None:
+def describe(app: FastAPI, generation: Generation, limits: Limits, *, token: bool, local: bool = False) -> None:
     """Replaces ``app.openapi`` by one with the row of this model, the answers and the refusals."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = _complete(made, generation, limits, token)
+            app.openapi_schema = _complete(made, generation, limits, token, local)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any], generation: Generation, limits: Limits, token: bool) -> dict[str, Any]:
+def _complete(
+    document: dict[str, Any], generation: Generation, limits: Limits, token: bool, local: bool
+) -> dict[str, Any]:
     parts = document.setdefault("components", {})
     parts["schemas"] = {"Failure": _FAILURE, "Row": row_schema(generation.fields), "Answer": _answer(generation)}
     if token:
@@ -103,6 +106,7 @@ def _complete(document: dict[str, Any], generation: Generation, limits: Limits, 
         for method, operation in methods.items():
             codes = [429, 500, 503, 400, 405, 408, 413, 415] if path not in OPEN else [400, 405, 408, 413, 415, 503]
             codes += [401] if token and path not in OPEN else []
+            codes += [421] if local and path not in OPEN else []
             codes += [422]
             codes += [403, 409] if path == "/v1/reload" else []
             plain = {"application/json": {"schema": {"type": "object"}}}

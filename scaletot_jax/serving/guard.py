@@ -1,6 +1,6 @@
 """What every request meets first: token, rate, number under way, size, and the time its body may take. Pure ASGI.
 
-    rate (429) ─► token (401) ─► under way (503) ─► stated length (413) ─► body, counted and timed (413, 408) ─► application
+    host (421) ─► rate (429) ─► token (401) ─► under way (503) ─► stated length (413) ─► body, counted and timed (413, 408) ─► application
 
 The paths that anybody may ask, as often as they like, take no body. Of any other the application gets the body whole. What it
 raises becomes a 500 of the one shape; neither the log nor the answer quotes anything of the request.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import math
 import sys
 import time
@@ -76,9 +77,16 @@ class Buckets:
 
 
 class Guard:
-    """The middleware. ``token``: what a client must send as ``Authorization: Bearer``; empty: nothing."""
+    """The middleware.
 
-    def __init__(self, app: App, limits: Limits, meters: Meters, token: str = ""):
+    Args:
+      token: what a client must send as ``Authorization: Bearer``; empty: nothing.
+      local: requests must name this machine as their host. Else a page of the web could point its own name at 127.0.0.1 and
+        ask in the browser of whoever opens it.
+    """
+
+    def __init__(self, app: App, limits: Limits, meters: Meters, token: str = "", local: bool = False):
+        self._local = local
         self._app, self._limits, self._meters = app, limits, meters
         self._token = token.encode()
         self._buckets = Buckets(limits.rate) if limits.rate > 0 else None
@@ -125,6 +133,14 @@ class Guard:
         """The body of a request that may go on."""
         headers = {name: value for name, value in reversed(scope["headers"])}
         if scope["path"] not in OPEN:
+            if self._local and not is_loopback(_host(headers.get(b"host", b""))):
+                self._meters.refused.labels("host").inc()
+                raise RequestError(
+                    "a request names another host",
+                    status=421,
+                    why="a server without a token answers requests to localhost alone",
+                    do="ask http://127.0.0.1, or start the server with a token",
+                )
             if self._buckets is not None:
                 wait = self._buckets.take(str((scope.get("client") or ("",))[0]))
                 if wait:
@@ -189,6 +205,20 @@ class Guard:
                 why="the server was started with one",
                 do="send Authorization: Bearer TOKEN",
             )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or a name is that of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _host(header: bytes) -> str:
+    """``name``, ``name:port``, ``[v6]`` or ``[v6]:port`` → the name or address."""
+    text = header.decode("latin-1")
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
 
 
 def _replay(body: bytes, receive: Any) -> Any:

@@ -47,6 +47,30 @@ def test_a_bucket_refills_and_clients_do_not_share_one():
     assert buckets.take("a") == 0 and buckets.take("a") == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    "host,taken",
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost", True),
+        ("LocalHost:1", True),
+        ("[::1]:8000", True),
+        ("127.9.9.9", True),
+        ("evil.example", False),
+        ("evil.example:8000", False),
+        ("localhost.evil.example", False),
+        ("192.168.0.7:8000", False),
+        ("", False),
+        ("[", False),
+    ],
+)
+def test_without_a_token_a_request_must_name_this_machine(host, taken):
+    asked = [("host", host)] if host else []
+    status, _, body = answer(Guard(fine, Limits(), Meters(), local=True), headers=asked)
+    assert status == (200 if taken else 421) and (taken or "another host" in body["error"]["what"])
+    assert answer(Guard(fine, Limits(), Meters()), headers=asked)[0] == 200
+    assert answer(Guard(fine, Limits(), Meters(), local=True), path="/healthz", headers=asked)[0] == 200
+
+
 def test_rate_and_token():
     meters = Meters()
     guard = Guard(fine, Limits(rate=1.0), meters, "a-token-of-the-tests")
