@@ -12,6 +12,8 @@ Without ``student.json`` it is a language model and no student. transformers kno
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -20,8 +22,17 @@ import numpy as np
 from scaletot_jax import __version__
 from scaletot_jax.chains.reserved import compile_for
 from scaletot_jax.chains.spec import parse_spec
-from scaletot_jax.errors import DataError
-from scaletot_jax.files import disk_errors, read_arrays, read_json, sha256_file, write_arrays, write_bytes, write_json
+from scaletot_jax.errors import DataError, StaleRunError
+from scaletot_jax.files import (
+    disk_errors,
+    read_arrays,
+    read_json,
+    sha256_file,
+    sync_directory,
+    write_arrays,
+    write_bytes,
+    write_json,
+)
 from scaletot_jax.lm import lora as lora_module
 from scaletot_jax.lm.attend import choose
 from scaletot_jax.lm.load import load_model
@@ -32,45 +43,84 @@ from scaletot_jax.student.policy import Student
 
 FORMAT, RECORD, CARD = 1, "student.json", "README.md"
 ADAPTER, EXIT = "adapter.safetensors", "exit.safetensors"
+_ASIDE = ".new."
 
 
 def save_pretrained(student: Student, directory: str | Path, *, merge: bool = True) -> Path:
-    """Writes a student; an earlier one in the directory is replaced.
+    """Writes a student aside, then moves it in with its record last; an earlier one in the directory is replaced, file by file.
 
     Args:
       student: from :func:`scaletot_jax.student.policy.load_student`.
-      directory: made where absent.
+      directory: a new one, an empty one, or one of an earlier student.
       merge: whether the adapter is added into the weights, W + scale · A B; else it lies beside them.
 
     Raises:
       DataError: the model cannot be said in its family's format.
-      ResourceError: the disk is full.
+      StaleRunError: the directory holds other things, which might be somebody's model.
+      ResourceError: the disk is full; an earlier student is still there.
     """
     directory = Path(directory)
+    earlier = _earlier(directory)
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        for name in (RECORD, ADAPTER, EXIT):
-            (directory / name).unlink(missing_ok=True)
-        params = {name: value for name, value in student.params.items() if name != "exit"}
-        adapter = {"lora": student.lora, "lora_scale": student.lora_scale} if merge else {}
-        save_directory(directory, student.config, params, tokenizer=student.tokenizer, **adapter)  # type: ignore[arg-type]
-        if not merge:
-            save_adapter(directory / ADAPTER, student.lora)
-        if "exit" in student.params:
-            write_arrays(directory / EXIT, {name: np.asarray(value) for name, value in student.params["exit"].items()})
-        write_bytes(directory / CARD, card(student, merge=merge).encode())
-        files = sorted(path.name for path in directory.iterdir() if path.suffix in (".json", ".safetensors"))
-        record = {
-            "format": FORMAT,
-            "version": __version__,
-            "merged": merge,
-            "lora_scale": student.lora_scale,
-            "max_profile_tokens": student.max_profile_tokens,
-            "chain": student.spec.model_dump(mode="json"),
-            "files": {name: sha256_file(directory / name) for name in files},
-        }
-        write_json(directory / RECORD, record)
+        for left in directory.glob(f"{_ASIDE}*"):  # of a killed save
+            shutil.rmtree(left, ignore_errors=True)
+        aside = directory / f"{_ASIDE}{os.getpid()}"
+        aside.mkdir()
+        try:
+            _write(student, aside, merge=merge)
+            _move_in(aside, directory, earlier)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return directory
+
+
+def _earlier(directory: Path) -> set[str]:
+    """Files of the student that is there; StaleRunError where there is something else."""
+    names = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    try:
+        record = read_json(directory / RECORD) if RECORD in names else {}
+        if "chain" in record and names >= set(record["files"]):
+            return {RECORD, CARD, *record["files"]}
+    except (DataError, UnicodeError, TypeError):
+        pass
+    if names and not any(name.startswith(_ASIDE) for name in names):  # those are of a save that was killed
+        raise StaleRunError("the directory holds other things", where=str(directory), do="choose another one")
+    return {name for name in names if name.endswith((".safetensors", ".json"))}
+
+
+def _write(student: Student, folder: Path, *, merge: bool) -> None:
+    params = {name: value for name, value in student.params.items() if name != "exit"}
+    adapter = {"lora": student.lora, "lora_scale": student.lora_scale} if merge else {}
+    save_directory(folder, student.config, params, tokenizer=student.tokenizer, **adapter)  # type: ignore[arg-type]
+    if not merge:
+        save_adapter(folder / ADAPTER, student.lora)
+    if "exit" in student.params:
+        write_arrays(folder / EXIT, {name: np.asarray(value) for name, value in student.params["exit"].items()})
+    write_bytes(folder / CARD, card(student, merge=merge).encode())
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    record = {
+        "format": FORMAT,
+        "version": __version__,
+        "merged": merge,
+        "lora_scale": student.lora_scale,
+        "max_profile_tokens": student.max_profile_tokens,
+        "chain": student.spec.model_dump(mode="json"),
+        "files": {name: sha256_file(folder / name) for name in files},
+    }
+    write_json(folder / RECORD, record)
+
+
+def _move_in(aside: Path, directory: Path, earlier: set[str]) -> None:
+    (directory / RECORD).unlink(missing_ok=True)
+    sync_directory(directory)  # the old record is gone before a file of the new student is there
+    for name in earlier - {RECORD}:
+        (directory / name).unlink(missing_ok=True)
+    for name in sorted((path.name for path in aside.iterdir()), key=lambda name: name == RECORD):
+        if name == RECORD:
+            sync_directory(directory)
+        os.replace(aside / name, directory / name)
+    sync_directory(directory)
 
 
 def from_pretrained(directory: str | Path) -> Student:

@@ -1,6 +1,7 @@
 """A student written and read: its weights with the adapter merged or beside them, its chains, and damage."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import quick_compile
 from student import toy
 
-from scaletot_jax.errors import DataError
+from scaletot_jax.errors import DataError, StaleRunError
 from scaletot_jax.lm import lora
+from scaletot_jax.student import pretrained
 from scaletot_jax.student.pretrained import ADAPTER, RECORD, from_pretrained, save_pretrained
 
 
@@ -61,6 +63,41 @@ def test_the_exit_map_of_a_shorter_student_lies_beside(student, tmp_path):
     assert "exit.safetensors" in (tmp_path / "README.md").read_text()
     save_pretrained(student, tmp_path)
     assert "exit" not in from_pretrained(tmp_path).params  # nothing of the earlier one is left
+
+
+def test_what_is_no_student_is_not_touched(student, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("somebody's model")
+    with pytest.raises(StaleRunError, match="other things"):
+        save_pretrained(student, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "somebody's model" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_save_that_fails_leaves_the_earlier_student_and_one_within_the_exchange_none(student, tmp_path, monkeypatch):
+    save_pretrained(student, tmp_path, merge=False)
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(pretrained, "card", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_pretrained(student, tmp_path)
+    same(from_pretrained(tmp_path).lora, student.lora)
+    monkeypatch.undo()
+    real, moved = os.replace, []
+
+    def replace(source, target):
+        moved.append(target)
+        if ".new." in str(source) and len([name for name in moved if name.parent == tmp_path]) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrained.os, "replace", replace)
+        patched.setattr(pretrained.shutil, "rmtree", lambda *_, **__: None)  # as after a kill
+        with pytest.raises(KeyboardInterrupt):
+            save_pretrained(student, tmp_path)
+    with pytest.raises(DataError, match="missing"):
+        from_pretrained(tmp_path)
+    assert from_pretrained(save_pretrained(student, tmp_path)).spec == student.spec
+    assert (tmp_path / "notes.txt").read_text() == "mine" and not (tmp_path / ADAPTER).exists()
 
 
 def test_damage_is_refused(student, tmp_path):
