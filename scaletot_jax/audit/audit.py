@@ -1,4 +1,8 @@
-"""``scaletot audit``: looks for leaks in a run directory, trusting nothing that the stages say of themselves.
+"""``scaletot audit``: looks for leaks in a run directory, trusting as little as it can of what the stages say of themselves.
+
+Fields, prompts, dates, users and splits are looked up in the population, thresholds and chains compared with what stands beside
+them. Taken on trust are the rows that ``teach``, ``osipo`` and ``distill`` list as trained on, and the uncertainties that the pilot
+wrote down: only the language model could say them again.
 
 A check is *clean*, a *leak*, or *not reached* where the stages that it looks at have not run; what is no question of right or
 wrong is *told*. The result goes to ``audit.json``; a leak ends the command with its own exit code (:class:`~scaletot_jax.errors.LeakError`).
@@ -198,7 +202,24 @@ def _own_labels(m: _Material) -> Result:
     if not reached:
         return NOT_REACHED, "nothing is trained yet"
     count = audit_training(used, groups, m.table["split"].to_pylist())
-    return CLEAN, f"{count} groups trained in {', '.join(reached)}, none of them in head, val or test"
+    if strange := _unlisted_chains(m):
+        return (
+            LEAK,
+            f"{len(strange)} profiles have chains, which are trained on, but no place in the list of teach; first {strange[0]}",
+        )
+    return (
+        CLEAN,
+        f"{count} groups listed by {', '.join(reached)}, none of them in head, val or test; no chain of anybody else",
+    )
+
+
+def _unlisted_chains(m: _Material) -> list[str]:
+    """Keys of chains whose profile is that of no row that ``teach`` lists; none while it has written but one of the two."""
+    chains, listed = (m.workdir / "teach" / f"{name}.parquet" for name in ("chains", "profiles"))
+    if not (chains.exists() and listed.exists()):
+        return []
+    keys = m.table["exact_key"].take(read_table(listed, columns=["row"])["row"].combine_chunks())
+    return sorted(set(read_table(chains, columns=["exact_key"])["exact_key"].to_pylist()) - set(keys.to_pylist()))
 
 
 def _thresholds(m: _Material) -> Result:
@@ -219,14 +240,33 @@ def _thresholds(m: _Material) -> Result:
                 LEAK,
                 f"the threshold of '{segment}' is {stated:.6g}; the pilot's own quantile {quantile} is {expected:.6g}",
             )
-    rows = read_table(m.workdir / "teach" / "profiles.parquet", columns=["row"])["row"].to_numpy()
+    listed, nodes = (m.workdir / "teach" / f"{name}.parquet" for name in ("profiles", "nodes"))
+    if not listed.exists():
+        return NOT_REACHED, "teach is under way: the pilot is done, its list of profiles comes last"
+    if nodes.exists():  # those that the search went by, 0 where it asked nothing
+        for node in (
+            read_table(nodes, columns=["segment", "threshold"])
+            .group_by(["segment", "threshold"])
+            .aggregate([])
+            .to_pylist()
+        ):
+            stated = pilot["calibration"]["thresholds"].get(node["segment"], 0.0)
+            if node["threshold"] and abs(node["threshold"] - stated) > 1e-6:
+                return (
+                    LEAK,
+                    f"the search went by the threshold {node['threshold']:.6g} of '{node['segment']}'; the pilot says {stated:.6g}",
+                )
+    rows = read_table(listed, columns=["row"])["row"].to_numpy()
     splits = np.asarray(m.table["split"].to_pylist(), object)[rows]
     if (splits != "teacher").any():
         return (
             LEAK,
             f"row {int(rows[splits != 'teacher'][0])} of split '{splits[splits != 'teacher'][0]}' was reasoned about",
         )
-    return CLEAN, "every threshold is the stated quantile of the pilot's uncertainties, which no label enters"
+    return (
+        CLEAN,
+        "every threshold is the stated quantile of the uncertainties that the pilot wrote down, which no label enters",
+    )
 
 
 def _users_behind_records(m: _Material) -> Result:

@@ -426,6 +426,47 @@ def test_chains_of_nobody(clean, tmp_path):
     assert found(workdir, clean[1])["identifiers in chains"] == LEAK
 
 
+def test_chains_of_profiles_that_nobody_lists(clean, tmp_path):
+    """The list of profiles stays clean; training would read the chains."""
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    table = pq.read_table(workdir / "prepare" / "population.parquet")
+    chains = pq.read_table(workdir / "teach" / "chains.parquet")
+    split, keys, known = (
+        table["split"].to_pylist(),
+        table["exact_key"].to_pylist(),
+        set(chains["exact_key"].to_pylist()),
+    )
+    strange = [key for key, name in zip(keys, split) if name == "test" and key not in known][:30]
+    more = pa.table({"exact_key": strange, "values": [["active", "sport", "2"]] * 30})
+    edit(workdir / "teach" / "chains.parquet", lambda t: pa.concat_tables([t, more]))
+    findings = audit(workdir, clean[1])
+    assert [f.check for f in findings if f.status == LEAK] == ["states of users trained on"]
+    assert f"{len(set(strange))} profiles have chains" in findings[7].detail
+
+
+def test_a_search_by_other_thresholds_than_the_pilots(clean, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(clean[0], workdir)
+    stated = json.loads((workdir / "teach" / "pilot.json").read_text())["calibration"]["thresholds"]["context"]
+    for used, status in ((stated, CLEAN), (0.9 * stated, LEAK)):
+        nodes = {"segment": ["", "context", "context"], "threshold": pa.array([0.0, 0.0, used], pa.float32())}
+        pq.write_table(pa.table(nodes), workdir / "teach" / "nodes.parquet")
+        assert found(workdir, clean[1])["thresholds from labels"] == status
+
+
+def test_while_teach_is_under_way(clean, tmp_path):
+    """The pilot comes first, the list of profiles last."""
+    workdir, config = prepared(tmp_path, source())
+    (workdir / "teach").mkdir()
+    shutil.copy(clean[0] / "teach" / "pilot.json", workdir / "teach")
+    assert found(workdir, config)["thresholds from labels"] == NOT_REACHED
+    shutil.copy(clean[0] / "teach" / "chains.parquet", workdir / "teach")
+    status = found(workdir, config)
+    assert status["thresholds from labels"] == status["states of users trained on"] == NOT_REACHED
+    assert LEAK not in status.values() and (workdir / "audit.json").exists()
+
+
 def test_reasoning_about_a_user_of_another_split(clean, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(clean[0], workdir)
