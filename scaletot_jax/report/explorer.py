@@ -116,7 +116,7 @@ def render(data: Mapping[str, Any]) -> str:
     needs = el("noscript", el("p", "The explorer is built by a script, which this browser does not run."))
     body = [needs, panel, detail]
     return document(
-        TITLE, [], *body, kind="explorer", styles=("report.css", "explorer.css"), scripts=("explorer.js",), data=_json(data)
+        TITLE, [], *body, kind="explorer", styles=("report.css", "explorer.css"), scripts=("explorer.js", "print.js"), data=_json(data)
     )  # fmt: skip
 
 

@@ -180,7 +180,7 @@ def document(
     *body: object,
     kind: str | None = None,
     styles: Sequence[str] = ("report.css",),
-    scripts: Sequence[str] = ("sort.js",),
+    scripts: Sequence[str] = ("sort.js", "print.js"),
     data: Markup | None = None,
 ) -> str:
     """The whole page.

@@ -47,6 +47,29 @@ def luminance(colour):
     return sum(float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3])
 
 
+@pytest.mark.parametrize("name", ["report", "explorer"])
+def test_paper_has_what_is_folded_away_and_no_page_is_shrunk(browser, run, name):
+    paper = {"width": 717, "height": 1046}  # A4 within Chromium's own margins, in CSS pixels
+    closed = "document.querySelectorAll('details:not([open])').length"
+    with opened(browser, address(run, f"{name}.html"), size=paper) as page:
+        if name == "explorer":
+            page.locator("#list button").first.click()
+        before = page.evaluate(closed)
+        assert before > 0
+        page.evaluate(f"addEventListener('afterprint', () => document.title = 'left closed: ' + {closed})")
+        page.evaluate(f"addEventListener('beforeprint', () => document.body.dataset.folded = {closed})")
+        assert page.pdf(format="A4")[:4] == b"%PDF"
+        assert page.locator("body").get_attribute("data-folded") == "0"
+        assert page.title() == f"left closed: {before}"  # as it was
+        page.emulate_media(media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate(closed) == 0 and overflow(page) <= 0
+        wide = """[...document.querySelectorAll("table")].filter(
+            (one) => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length"""
+        assert page.evaluate(wide) == 0
+        keep(page, f"{name}-paper", full_page=True)
+
+
 def test_a_drawing_takes_the_colours_of_the_scheme(browser, run):
     colours = []
     for scheme in ("light", "dark"):
