@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
-from scaletot_jax.evaluation import metrics
-from scaletot_jax.evaluation.bootstrap import Interval, resample_weights
+from scaletot_jax.evaluation.catalogue import METRICS
+from scaletot_jax.evaluation.comparison import score_systems
 from scaletot_jax.evaluation.family import bootstrap_p, holm, minimal_detectable
-from scaletot_jax.evaluation.verdict import HELPED, REQUIRED, UNDECIDED, Gain, decide
+from scaletot_jax.evaluation.predictions import Predictions, Rows, Target
+from scaletot_jax.evaluation.verdict import HELPED, REQUIRED, UNDECIDED, WITH, WITHOUT, decide
 
 DRAWS, LEVEL = 1000, 0.95
+GROUPS, HORIZON = 150, 7
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -48,44 +50,74 @@ def test_the_detectable_difference_has_the_power_it_says():
     assert stats.norm.sf(1.959964 - found / se) == pytest.approx(0.8, abs=1e-4)
 
 
+def world(rng, rivals):
+    """One draw: 150 groups of 1–5 rows, whose states, labels and forecast errors are alike within a group, and equally good systems.
+
+    Each system knows the state up to noise of one size, independent of the others', and says an ordinal distribution.
+    """
+    sizes = rng.integers(1, 6, GROUPS)
+    group = np.repeat(np.arange(GROUPS), sizes)
+
+    def shared(size):
+        return size * (rng.normal(size=GROUPS)[group] + 0.5 * rng.normal(size=len(group)))
+
+    state = shared(1.0)
+    y = np.clip(np.round(2 + 2 * state + shared(0.7)), 0, HORIZON)
+    edges = np.arange(HORIZON) + 0.5
+    systems = {}
+    for name in (WITH, *rivals):
+        below = special.ndtr((edges - (2 + 2 * (state + shared(0.5)))[:, None]) / 1.6)
+        p = np.diff(below, axis=1, prepend=0, append=1)
+        systems[name] = [Predictions(p @ np.arange(HORIZON + 1), 1 - p[:, 0], p)]
+    rows = Rows(np.arange(len(y)), np.arange(0), np.arange(len(y)))  # the base rate is fitted on as many rows
+    return Target("lt7", "days", HORIZON, y), systems, rows, group
+
+
+def compare(draw, rivals, metrics=("rps_skill",)):
+    """What ``evaluate`` asks, of these metrics alone: differences as JSON, and the gains that the verdict is made of."""
+    target, systems, rows, group = world(np.random.default_rng(draw), rivals)
+    with mock.patch.dict(METRICS, days=metrics):
+        return score_systems(target, systems, rows, group, resamples=400, level=LEVEL, seed=draw)[1:]
+
+
 @pytest.fixture(scope="module")
 def nothing():
-    """A/A: 1,000 draws of 300 users whose two forecasts err by independent noise of one size. Paired differences of the error,
-    and of Spearman's ρ in the first 300 draws: [draws], bootstrap [draws, R]."""
-    rng = np.random.default_rng(1)
-    users, resamples = 300, 400
-    weights = np.concatenate(list(resample_weights(np.arange(users), resamples, 3)))
-    state = rng.normal(size=(DRAWS, users))
-    y = np.maximum(0, np.round(2 * state + rng.normal(size=state.shape)))
-    a, b = (state + 0.8 * rng.normal(size=state.shape) for _ in range(2))
-    d = np.abs(2 * a - y) - np.abs(2 * b - y)
-    error = d.mean(1), d @ weights.T / users
-    rho = [
-        [metrics.spearman(y[i], p[i], w) for p in (a, b)] for i in range(300) for w in (np.ones((1, users)), weights[:200])
-    ]  # fmt: skip
-    points = np.array([(p - q)[0] for p, q in rho[::2]])
-    return {"error": error, "spearman": (points, np.array([p - q for p, q in rho[1::2]]))}
+    """A/A: 1,000 draws of two equally good systems, the first 300 also by Spearman's ρ. Metric → difference of each draw."""
+    found = {"rps_skill": [], "spearman": []}
+    for draw in range(DRAWS):
+        differences, _ = compare(draw, (WITHOUT,), ("spearman", "rps_skill") if draw < 300 else ("rps_skill",))
+        for metric, difference in differences[f"{WITH} - {WITHOUT}"].items():
+            found[metric].append(difference)
+    return found
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("error", 0.93, 0.97), ("spearman", 0.92, 0.98)])
-def test_the_interval_of_an_a_a_comparison_covers_zero_as_often_as_it_says(nothing, name, low, high):
+@pytest.mark.parametrize(("metric", "low", "high"), [("rps_skill", 0.93, 0.97), ("spearman", 0.92, 0.98)])
+def test_the_interval_of_an_a_a_comparison_covers_zero_as_often_as_it_says(nothing, metric, low, high):
     """Of 1,000 draws within 93–97 %; of the 300 of the rank correlation two standard errors of a share wider."""
-    _, samples = nothing[name]
-    ends = np.percentile(samples, [2.5, 97.5], axis=1)
-    assert low <= ((ends[0] <= 0) & (ends[1] >= 0)).mean() <= high
+    assert len(nothing[metric]) == (DRAWS if metric == "rps_skill" else 300)
+    assert low <= np.mean([found["low"] <= 0 <= found["high"] for found in nothing[metric]]) <= high
 
 
-def test_an_a_a_comparison_is_hardly_ever_a_verdict(nothing):
-    """Against five rivals at once: the family's error stays below 5 %, and all five are never beaten by chance."""
-    points, samples = nothing["error"]
+def test_rows_taken_for_independent_cover_zero_less_often():
+    """What the groups are for, and that the counts above can fail."""
+    covered = []
+    for draw in range(200):
+        target, systems, rows, group = world(np.random.default_rng(draw), (WITHOUT,))
+        with mock.patch.dict(METRICS, days=("rps_skill",)):
+            _, found, _ = score_systems(
+                target, systems, rows, np.arange(len(group)), resamples=400, level=LEVEL, seed=draw
+            )
+        row = found[f"{WITH} - {WITHOUT}"]["rps_skill"]
+        covered.append(row["low"] <= 0 <= row["high"])
+    assert np.mean(covered) < 0.88
+
+
+def test_an_a_a_comparison_is_hardly_ever_a_verdict():
+    """Against five rivals at once: the family's error stays near 5 %, and all five are never beaten by chance."""
     words = []
-    for begin in range(0, DRAWS, len(REQUIRED)):
-        family = {}
-        for k, name in enumerate(REQUIRED):
-            one = samples[begin + k]
-            interval = Interval(points[begin + k], *np.percentile(one, [2.5, 97.5]))
-            family[name] = Gain.of(interval, one, LEVEL)
-        found = decide(family, level=LEVEL)
+    for draw in range(200):
+        gains = compare(draw, REQUIRED)[1]
+        found = decide({name: gains[name]["rps_skill"] for name in REQUIRED}, level=LEVEL)
         words.append((found["word"], bool(found["beaten"] or found["lost"])))
     assert not any(word == HELPED for word, _ in words)
     assert np.mean([word == UNDECIDED for word, _ in words]) >= 0.95
