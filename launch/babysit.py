@@ -5,14 +5,16 @@
         --bucket gs://my-bucket/runs/first --config configs/complete_journey.py --workdir /mnt/filestore/scaletot-1 \\
         [-- --config.key=value ...]
 
-It looks with ``tpu_vm.sh status``, decides, and acts with ``tpu_vm.sh create | setup | run | delete``. It remembers nothing
-between two looks, so it may be killed and started again at any time; the run itself continues from the bucket.
+It looks with ``tpu_vm.sh status``, decides, and acts with ``tpu_vm.sh create | setup | run | delete``. Between two looks it
+remembers how often it failed and whether it has just started something, no more, so it may be killed and started again at
+any time; the run itself continues from the bucket.
 
-What ends it: the run has ended (its exit code becomes this one's; 75, a preemption, is started again); ``--failures`` looks
-or actions in a row went wrong; ``--hours`` are over. A run that ended with an error is never started again: somebody has to
-read its log. Nothing is deleted but a queued resource whose VM is already gone.
+What ends it: the run has ended (its exit code becomes this one's; ends that somebody else brought about, such as a
+preemption, are started again); ``create`` refused its arguments or the recipe (2, 5: it would do so again); ``--failures``
+looks or actions in a row went wrong; ``--hours`` are over. A run that ended with an error is never started again: somebody
+has to read its log. Nothing is deleted but a queued resource whose VM is already gone.
 
-Exit codes: the run's own; 2 a wrong argument; 5 given up.
+Exit codes: the run's own; 2 a wrong argument; 5 given up, or the recipe does not fit the slice.
 
 Needs Python 3.9 and nothing else.
 """
@@ -31,12 +33,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 SCRIPT = Path(__file__).resolve().with_name("tpu_vm.sh")
-RETRIED = (75, 137, 143)  # preempted; killed; ended by a signal
+# Not the run's fault: the bucket did not take it; preempted, or another process of it was lost, of which JAX may abort (134);
+# killed; ended by a signal.
+RETRIED = (74, 75, 134, 137, 143)
+HOPELESS = (
+    2,
+    5,
+)  # a create that ends so does it again: a wrong argument; a recipe that does not fit, a program that is missing
 # https://cloud.google.com/tpu/docs/queued-resources: the states of a queued resource
 COMING = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
 GONE = ("SUSPENDED", "FAILED")
 GOING = ("SUSPENDING", "DELETING")
 LONGEST_PAUSE_S = 1800.0
+NOT_STARTED = "not started yet"
 
 
 class Seen(NamedTuple):
@@ -95,12 +104,11 @@ def decide(seen: Seen) -> Step:
     if "running" in seen.workers:  # workers that ended, or never started, make the others end in time
         part = "idle" in seen.workers
         return Step("wait", "running on some workers only" if part else "running", failed=part)
-    if "idle" in seen.workers:  # never started, or a worker was lost, of which the others may have died
-        why = "a worker was lost" if codes else "not started yet"
-        return Step("start", why, failed=bool(codes))
     wrong = [code for code in codes if code and code not in RETRIED]
-    if wrong:
+    if wrong:  # the others ended, or were lost, because of it or beside it: it would come to the same again
         return Step("end", f"the run ended with exit code {wrong[0]}; see tpu_vm.sh status", wrong[0])
+    if "idle" in seen.workers:  # never started, or a worker was lost, of which the others may have died
+        return Step("start", "a worker was lost" if codes else NOT_STARTED, failed=bool(codes))
     again = [code for code in codes if code]
     if not again:
         return Step("end", "the run has ended well")
@@ -207,10 +215,14 @@ def say(text: str) -> None:
 
 def watch(commands: Commands, options: argparse.Namespace) -> int:
     """Looks, decides and acts until the run has ended or it gives up."""
-    begun, failures, last = time.monotonic(), 0, ""
+    begun, failures, last, started = time.monotonic(), 0, "", False
     while True:
         code, out, error = call(commands.status, options.call_timeout, quiet=True)
-        step = decide(read_status(code, out, error, options.name))
+        seen = read_status(code, out, error, options.name)
+        step = decide(seen)
+        if started and step.why == NOT_STARTED:
+            step = step._replace(why="was started, and is not running", failed=True)
+        started = started and seen.state == "UNKNOWN"  # it is seen running, with an exit code, or without its VM
         if step.why != last:
             say(step.why)
             last = step.why
@@ -223,7 +235,10 @@ def watch(commands: Commands, options: argparse.Namespace) -> int:
             if code:
                 failed, why = True, f"tpu_vm.sh {name} ended with {code}: {last_line(error)}"
                 say(why)
+                if name == "create" and code in HOPELESS:
+                    return code
                 break
+            started = name == "run"
         if failed:
             failures += 1
         elif step.why == "running":

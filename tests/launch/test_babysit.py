@@ -45,7 +45,15 @@ ARGUMENTS += ["--bucket", "gs://my-bucket/runs/first", "--config", "launch/fake_
         (Seen("ACTIVE", (137,)), "start", 0, True),
         (Seen("ACTIVE", (4, 4)), "end", 4, False),
         (Seen("ACTIVE", (75, 3)), "end", 3, False),
-        (Seen("ACTIVE", (5, "idle")), "start", 0, True),  # a lost host, and the others that missed it
+        (Seen("ACTIVE", (75, "idle")), "start", 0, True),  # a lost host, and the others that missed it
+        (Seen("ACTIVE", (5, "idle")), "end", 5, False),
+        (Seen("ACTIVE", (137, 75)), "start", 0, True),  # killed, and the other that missed it
+        (Seen("ACTIVE", (75, 137)), "start", 0, True),
+        (Seen("ACTIVE", (143, 75, 75, 75)), "start", 0, True),
+        (Seen("ACTIVE", (137, 134)), "start", 0, True),  # JAX aborts a process that lost another
+        (Seen("ACTIVE", (74, 0)), "start", 0, True),
+        (Seen("ACTIVE", (134, 3)), "end", 3, False),
+        (Seen("ACTIVE", (3, 75)), "end", 3, False),
     ],
 )
 def test_the_decision(seen, action, code, failed):
@@ -58,7 +66,8 @@ STATES = ["ABSENT", "UNKNOWN", "ACTIVE", "OTHER", *babysit.COMING, *babysit.GONE
 
 
 @given(
-    st.sampled_from(STATES), st.lists(st.sampled_from(["running", "idle", 0, 1, 2, 3, 4, 5, 75, 137, 143]), min_size=1)
+    st.sampled_from(STATES),
+    st.lists(st.sampled_from(["running", "idle", 0, 1, 2, 3, 4, 5, *babysit.RETRIED]), min_size=1),
 )
 def test_what_no_decision_may_do(state, workers):
     step = decide(Seen(state, tuple(workers) if state == "ACTIVE" else ()))
@@ -67,6 +76,8 @@ def test_what_no_decision_may_do(state, workers):
         assert not ("running" in workers and step.action in ("start", "end"))  # nor its code, from under a run
         if step.action == "end" and step.code == 0:
             assert set(workers) == {0}
+        wrong = {worker for worker in workers if isinstance(worker, int)} - {0, *babysit.RETRIED}
+        assert "running" in workers or bool(wrong) == (step.action == "end" and step.code in wrong)
     else:
         assert step.action not in ("start", "end")
     assert (step.action == "delete") == (state in babysit.GONE)
@@ -119,10 +130,12 @@ else:
         kind = next((name for name in ("worker.sh status", "worker.sh setup", "worker.sh start") if name in command[0]), "unpack")
 with open(here + "/calls", "a") as log:
     log.write(kind + "\\n")
+time.sleep(look.get("slow", {{}}).get(kind, 0))
 if kind in look.get("hang", []):
     time.sleep(60)
 if kind in look.get("fail", []):
-    sys.exit("ERROR: (gcloud) UNAVAILABLE: try again")
+    print("ERROR: (gcloud) UNAVAILABLE: try again", file=sys.stderr)
+    sys.exit(look.get("code", 1))
 if kind == "look":
     if look["state"] == "ABSENT":
         sys.exit("ERROR: (gcloud) NOT_FOUND: no such queued resource")
@@ -204,6 +217,41 @@ def test_a_gcloud_that_hangs_is_ended_with_its_children(cloud):
     assert done.returncode == 0, done.stdout
     assert "no answer within 2 s" in done.stdout
     assert time.monotonic() - begun < 50  # a child that lived on would hold the pipe for its 60 seconds
+
+
+def test_a_slow_answer_is_an_answer(cloud):
+    slow = {"look": 1.0, "worker.sh status": 1.0, "create": 2.0}
+    looks = [{"state": "ABSENT", "slow": slow}, {"state": "ACTIVE", "slow": slow}, {**ended(0), "slow": slow}]
+    done, calls = cloud(looks, "--call-timeout", "10", "--failures", "1")
+    assert done.returncode == 0, done.stdout
+    assert calls == ["create"] and "no answer" not in done.stdout
+
+
+def test_a_create_that_timed_out_here_and_came_about_there_is_not_done_twice(cloud):
+    looks = [{"state": "ABSENT", "hang": ["create"]}, {"state": "WAITING_FOR_RESOURCES"}]
+    looks += [{"state": "ACTIVE", "workers": "not set up"}, {"state": "ACTIVE"}, ended(0)]
+    done, calls = cloud(looks, "--call-timeout", "2")
+    assert done.returncode == 0, done.stdout
+    assert calls == ["create", "worker.sh setup", "worker.sh start"]
+    assert "tpu_vm.sh create ended with 124: no answer within 2 s" in done.stdout
+
+
+@pytest.mark.parametrize("code", [2, 5])
+def test_a_create_that_was_refused_is_not_tried_again(cloud, code):
+    done, calls = cloud([{"state": "ABSENT", "fail": ["create"], "code": code}])
+    assert done.returncode == code, done.stdout
+    assert calls == ["create"] and f"ended with {code}" in done.stdout
+
+
+def test_a_start_that_leaves_nothing_running_is_a_failure(cloud):
+    idle = {"state": "ACTIVE", "workers": "not running"}
+    done, calls = cloud([idle] * 20, "--failures", "3")
+    assert done.returncode == 5 and "was started, and is not running" in done.stdout
+    assert calls == ["worker.sh setup", "worker.sh start"] * 4
+    # A VM that was lost in between and a run that was seen are no such failures.
+    gone = [idle, {"state": "SUSPENDING"}, idle, {"state": "ACTIVE"}, idle, {"state": "ACTIVE"}, ended(0)]
+    done, _ = cloud(gone, "--failures", "1")
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_run_that_comes_to_nothing_is_given_up_in_time(cloud):

@@ -1,9 +1,11 @@
 """launch/tpu_vm.sh and tpu_worker.sh: what they print, what they refuse, and the exact calls they make on a fake gcloud."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -183,27 +185,62 @@ def test_uncommitted_changes_are_named_and_not_sent(checkout, tmp_path):
 # -- the worker's half --------------------------------------------------------------------------------------------------
 
 
+# gcloud storage on a folder. The file `trouble` holds a regular expression of commands that fail, and how often.
+STORAGE = """
+import re, shutil
+from pathlib import Path
+bucket, trouble = Path({bucket!r}), Path({bucket!r} + '.trouble')
+log(['gcloud', *arguments])
+if trouble.exists():
+    pattern, _, times = trouble.read_text().partition('\\n')
+    if re.search(pattern, ' '.join(arguments)) and int(times):
+        trouble.write_text(pattern + '\\n' + str(int(times) - 1))
+        sys.exit('ERROR: (gcloud.storage) HTTPError 503: try again')
+def local(word):
+    return bucket / word.removeprefix('gs://').partition('/')[2] if word.startswith('gs://') else Path(word)
+words = [word for word in arguments if not word.startswith('--')]
+if words[:2] == ['storage', 'ls']:
+    found = sorted(local(words[2]).glob('*'))
+    if not found:
+        sys.exit('ERROR: (gcloud.storage.ls) One or more URLs matched no objects.')
+    print(*found, sep='\\n')
+if words[:2] == ['storage', 'cp']:
+    local(words[3]).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(words[2], local(words[3]))
+if words[:2] == ['storage', 'rsync']:
+    source, target = map(local, words[2:])
+    excluded = [re.compile(word.partition('=')[2]) for word in arguments if word.startswith('--exclude=')]
+    for path in source.rglob('*'):
+        name = str(path.relative_to(source))
+        if path.is_file() and not any(pattern.match(name) for pattern in excluded):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target / name)
+"""
+
+
 class Worker:
-    """One pretended TPU worker: its own home, and fakes of gcloud, curl, pip and scaletot that log their calls."""
+    """One pretended TPU worker: its own home, fakes of gcloud, curl, pip and scaletot that log their calls, and a bucket."""
 
     def __init__(self, tmp_path: Path, checkout: Path, number: str = "0", scaletot: str = "", hosts: str = "10.0.0.2"):
         self.home, self.checkout = tmp_path / f"home{number}", checkout
-        self.home.mkdir()
-        self.bin = fake(self.home / "bin", "gcloud", "log(['gcloud', *arguments])\n")
+        self.home.mkdir(exist_ok=True)
+        self.run, self.bucket = self.home / "scaletot-run", tmp_path / "bucket"
+        self.bin = fake(self.home / "bin", "gcloud", STORAGE.format(bucket=str(self.bucket)))
         fake(
             self.bin,
             "curl",
             f"print({hosts!r} if arguments[-1].endswith('/worker-network-endpoints') else {number!r})\n",
         )
         venv = self.home / "scaletot-venv" / "bin"
-        venv.mkdir(parents=True)
+        venv.mkdir(parents=True, exist_ok=True)
         fake(self.bin, "scaletot", "log(['scaletot', *arguments])\n" + scaletot)
         (venv / "scaletot").symlink_to(self.bin / "scaletot")
         fake(self.bin, "python", "log(['python', *arguments])\n")
         (venv / "python").symlink_to(self.bin / "python")
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        env = {**os.environ, "HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}", **environment}
+        env = {**os.environ, "HOME": str(self.home), "PATH": f"{self.bin}:{os.environ['PATH']}", "SCALETOT_PAUSE": "0"}
+        env |= environment
         command = ["bash", str(self.checkout / "launch" / "tpu_worker.sh"), *arguments]
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
 
@@ -219,45 +256,42 @@ class Worker:
 STAGES = ["prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report"]
 
 
+def storage(worker):
+    """What was asked of the bucket: the verb, and the last two words."""
+    return [[call[2], *call[-2:]] for call in calls(worker.bin) if call[0] == "gcloud"]
+
+
 def test_worker_runs_every_stage_and_sends_each_with_stage_json_last(checkout, tmp_path):
     worker = Worker(tmp_path, checkout)
     result = worker("start", "gs://my-bucket/x", "configs/a.py", "--config.data.path=a b")
     assert result.returncode == 0, result.stderr
     assert worker.wait() == "0"
-    made = calls(worker.bin)
-    workdir = str(worker.home / "scaletot-run" / "workdir")
+    made, workdir = calls(worker.bin), str(worker.run / "workdir")
     assert made[0] == ["gcloud", "storage", "ls", "gs://my-bucket/x/"]
-    assert made[1] == ["gcloud", "storage", "rsync", "--recursive", "gs://my-bucket/x", workdir]
-    assert [call[1] for call in made if call[0] == "scaletot"] == STAGES
-    assert made[2] == [
-        "scaletot",
-        "prepare",
-        "--config",
-        "configs/a.py",
-        "--workdir",
-        workdir,
-        "--config.data.path=a b",
+    assert made[1][:4] == ["gcloud", "storage", "cp", str(worker.run / "log")]  # can anything be written there?
+    stages = [call for call in made if call[0] == "scaletot"]
+    assert stages == [
+        ["scaletot", stage, "--config", "configs/a.py", "--workdir", workdir, "--config.data.path=a b"]
+        for stage in STAGES
     ]
-    assert made[3] == [
-        "gcloud",
-        "storage",
-        "rsync",
-        "--recursive",
-        r"--exclude=.*stage\.json$",
-        workdir,
-        "gs://my-bucket/x",
+    sent = [
+        ["gcloud", "storage", "rsync", "--recursive", r"--exclude=.*stage\.json$", workdir, "gs://my-bucket/x"],
+        ["gcloud", "storage", "rsync", "--recursive", workdir, "gs://my-bucket/x"],
+        made[1],
     ]
-    assert made[4] == ["gcloud", "storage", "rsync", "--recursive", workdir, "gs://my-bucket/x"]
+    assert made[2:] == [call for stage in stages for call in [stage, *sent]]
     assert worker("status").stdout.splitlines()[0] == "ended with exit code 0"
 
 
-def test_worker_other_than_0_sends_nothing(checkout, tmp_path):
-    worker = Worker(tmp_path, checkout, number="3")
+def test_worker_other_than_0_sends_its_log_alone(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout, number="3", scaletot="print('stage', arguments[0])\n")
     worker("start", "gs://my-bucket/x", "configs/a.py")
     assert worker.wait() == "0"
-    workdir = str(worker.home / "scaletot-run" / "workdir")
-    assert not [
-        call for call in calls(worker.bin) if call[0] == "gcloud" and call[-2:] == [workdir, "gs://my-bucket/x"]
+    assert {verb for verb, *_ in storage(worker)} == {"cp"}
+    (log,) = (worker.bucket / "x" / "logs").iterdir()
+    assert re.fullmatch(r"worker-3\.\d{8}T\d{6}Z\.log", log.name)
+    assert [line for line in log.read_text().splitlines() if line.startswith("stage ")] == [
+        f"stage {x}" for x in STAGES
     ]
 
 
@@ -270,7 +304,7 @@ def test_workers_of_a_pod_run_one_program_in_one_workdir(checkout, tmp_path, num
     made = calls(worker.bin)
     wanted = ["--config", "configs/a.py", "--workdir", shared, "--coordinator", "auto", "--config.mesh.data=0"]
     assert [call[1:] for call in made if call[0] == "scaletot"] == [[stage, *wanted] for stage in STAGES]
-    assert bool([call for call in made if call[0] == "gcloud"]) == (number == "0")  # the first fetches and sends
+    assert bool([call for call in made if call[2] == "rsync"]) == (number == "0")  # the first fetches and sends
 
 
 def test_a_pod_without_a_common_workdir_is_refused(checkout, tmp_path):
@@ -286,7 +320,8 @@ def test_worker_stops_at_a_failed_stage_and_keeps_its_code(checkout, tmp_path):
     assert worker.wait() == "4"
     made = calls(worker.bin)
     assert [call[1] for call in made if call[0] == "scaletot"] == STAGES[:3]
-    assert made[-1][:3] == ["gcloud", "storage", "rsync"]  # what was finished is sent all the same
+    assert made[-2][:3] == ["gcloud", "storage", "rsync"]  # what was finished is sent all the same
+    assert made[-1][:3] == ["gcloud", "storage", "cp"]  # and why it ended
     assert "exit code 4" in worker("status").stdout
 
 
@@ -337,6 +372,119 @@ def test_worker_setup_is_idempotent_and_redone_when_requirements_change(checkout
     assert len([call for call in calls(worker.bin) if call[0] == "python"]) == 2 * len(first)
 
 
+# -- the bucket ---------------------------------------------------------------------------------------------------------
+
+WRITES = "from pathlib import Path\nwork = Path(arguments[arguments.index('--workdir') + 1])\n"
+
+
+def test_a_new_vm_goes_on_from_the_bucket_and_an_old_one_from_what_it_has(checkout, tmp_path):
+    (tmp_path / "bucket" / "x" / "prepare").mkdir(parents=True)
+    sent = tmp_path / "bucket" / "x" / "prepare" / "rows"
+    sent.write_text("sent")
+    (tmp_path / "bucket" / "x" / "logs").mkdir()
+    (tmp_path / "bucket" / "x" / "logs" / "worker-0.x.log").write_text("of the VM before")
+    worker = Worker(tmp_path, checkout, scaletot=WRITES + "log(['found', (work / 'prepare' / 'rows').read_text()])\n")
+    workdir = worker.run / "workdir"
+    for local, found in (("", "sent"), ("newer", "newer")):
+        if local:
+            (workdir / "prepare" / "rows").write_text(local)
+            sent.write_text("sent")
+        assert worker("start", "gs://my-bucket/x", "configs/a.py").returncode == 0
+        assert worker.wait() == "0"
+        assert {call[1] for call in calls(worker.bin) if call[0] == "found"} == {found}
+        assert sent.read_text() == found and not (workdir / "logs").exists()
+        (worker.bin / "calls.jsonl").unlink()
+    (workdir / "prepare" / "rows").write_text("half")
+    (workdir / ".fetching").touch()  # killed while it fetched
+    sent.write_text("sent")
+    assert worker("start", "gs://my-bucket/x", "configs/a.py").returncode == 0
+    assert worker.wait() == "0"
+    assert (workdir / "prepare" / "rows").read_text() == "sent" and not (workdir / ".fetching").exists()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"), [("storage ls", "does not answer"), ("storage rsync", ""), ("storage cp", "be written")]
+)
+def test_a_bucket_that_fails_at_the_start_is_an_error_and_not_an_empty_one(checkout, tmp_path, trouble, said):
+    worker = Worker(tmp_path, checkout)
+    (worker.bucket / "x").mkdir(parents=True)
+    (worker.bucket / "x" / "config.json").touch()
+    (tmp_path / "bucket.trouble").write_text(trouble + "\n99")
+    result = worker("start", "gs://my-bucket/x", "configs/a.py")
+    assert result.returncode not in (0, 1) and said in result.stderr and "503" in result.stderr
+    assert "scaletot" not in [call[0] for call in calls(worker.bin)]
+    (tmp_path / "bucket.trouble").write_text(trouble + f"\n{0 if trouble.endswith('ls') else 2}")  # and now it recovers
+    assert worker("start", "gs://my-bucket/x", "configs/a.py").returncode == 0
+    assert worker.wait() == "0"
+    assert (worker.run / "workdir" / "config.json").exists()
+
+
+def test_a_metadata_server_that_fails_does_not_make_a_pod_one_host(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout)
+    fake(worker.bin, "curl", "sys.exit(22)\n")
+    assert worker("start", "gs://my-bucket/x", "configs/a.py").returncode == 22
+    assert not (worker.run / "pid").exists()
+
+
+@pytest.mark.parametrize(("times", "code"), [(3, "0"), (99, "74")])
+def test_a_failing_copy_is_tried_again_and_then_becomes_the_exit_code(checkout, tmp_path, times, code):
+    worker = Worker(tmp_path, checkout, scaletot=WRITES + "(work / arguments[0]).touch()\n")
+    (tmp_path / "bucket.trouble").write_text(f"storage rsync\n{times}")
+    assert worker("start", "gs://my-bucket/x", "configs/a.py").returncode == 0
+    assert worker.wait() == code
+    assert [call[1] for call in calls(worker.bin) if call[0] == "scaletot"] == STAGES  # paid hours are not thrown away
+    assert (worker.bucket / "x" / "report").exists() == (code == "0")
+
+
+def test_a_shell_that_fails_by_surprise_says_so(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout)
+    assert worker("work", "gs://my-bucket/x", "configs/a.py").returncode == 1  # SCALETOT_HOSTS is not set
+    worker.run.mkdir(exist_ok=True)
+    worker("work", "gs://my-bucket/x", "configs/a.py")
+    assert worker.wait() == "1"
+
+
+def test_an_unfinished_stage_is_copied_whole_while_it_works(checkout, tmp_path):
+    """What may be torn is left out or taken as a snapshot; the log is never behind a checkpoint; the end overwrites it."""
+    body = (
+        WRITES + "import sqlite3, time\n"
+        "if arguments[0] == 'teach':\n"
+        "    (work / 'teach' / 'c' / '4.orbax-checkpoint-tmp-1').mkdir(parents=True)\n"
+        "    (work / 'teach' / 'c' / '4.orbax-checkpoint-tmp-1' / 'part').touch()\n"
+        "    (work / 'teach' / 'c' / '3').mkdir()\n"
+        "    for name in ('c/3/whole', 'stage.json', '.states.7.tmp', 'steps.jsonl', 'owner.json'):\n"
+        "        (work / 'teach' / name).write_text('first')\n"
+        "    store = sqlite3.connect(work / 'teach' / 'store.sqlite', isolation_level=None)\n"
+        "    store.execute('CREATE TABLE entries (key)')\n"
+        "    store.execute('INSERT INTO entries VALUES (1)')\n"
+        "    while not os.path.exists(os.environ['HOME'] + '/go'): time.sleep(.05)\n"
+        "    (work / 'teach' / 'steps.jsonl').write_text('second')\n"
+    )
+    worker = Worker(tmp_path, checkout, scaletot=body)
+    (worker.home / "scaletot-venv" / "bin" / "python").unlink()
+    (worker.home / "scaletot-venv" / "bin" / "python").symlink_to(sys.executable)
+    assert worker("start", "gs://my-bucket/x", "configs/a.py", SCALETOT_SEND_EVERY="1").returncode == 0
+    copy, deadline = worker.bucket / "x" / "teach", time.monotonic() + 60
+    while not (copy / "steps.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    try:
+        assert sorted(str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()) == [
+            "c/3/whole",
+            "owner.json",
+            "steps.jsonl",
+            "store.sqlite",
+        ]
+        with sqlite3.connect(copy / "store.sqlite") as store:
+            assert store.execute("SELECT key FROM entries").fetchall() == [(1,)]
+        made = [call[-1].rpartition("/")[2] for call in calls(worker.bin) if call[0] == "gcloud" and call[2] == "cp"]
+        assert made.index("store.sqlite") < made.index("steps.jsonl")
+    finally:
+        (worker.home / "go").touch()
+    assert worker.wait() == "0"
+    assert (copy / "steps.jsonl").read_text() == "second" and (copy / "stage.json").exists()
+
+
 # -- both halves together -----------------------------------------------------------------------------------------------
 
 CLOUD = """
@@ -385,8 +533,6 @@ def test_code_that_arrives_under_a_running_run_leaves_its_folder_alone(checkout,
     assert worker.wait() == "0"
     assert codes() == {"def get_config(): ...\n"}  # every stage found the recipe that the first one had
     (worker.bin / "calls.jsonl").unlink()
-    (worker.home / "scaletot-run" / "exit").rename(worker.home / "earlier")
-    (worker.home / "scaletot-run" / "pid").unlink()
     assert run(checkout, "run", *RUN, path=path).returncode == 0
     assert worker.wait() == "0"
     assert codes() == {"second = 1\n"}  # after its end the new code is taken
