@@ -58,5 +58,16 @@ def minimal_detectable(samples: np.ndarray, level: float, power: float = POWER) 
     valid = valid[np.isfinite(valid)]
     if len(valid) < 2:
         return float("nan")
+    return float(_reach(level, power) * valid.std(ddof=1))
+
+
+def detectable_after_holm(detectable: float, level: float, comparisons: int, power: float = POWER) -> float:
+    """The :func:`minimal_detectable` of the comparison that Holm's correction over ``comparisons`` asks most of: at error
+    (1 − level) / comparisons instead of 1 − level, 22 % more for five at 95 %. To find all of them takes more still."""
+    return detectable * _reach(1 - (1 - level) / comparisons, power) / _reach(level, power)
+
+
+def _reach(level: float, power: float) -> float:
+    """In standard errors."""
     normal = NormalDist()
-    return float((normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * valid.std(ddof=1))
+    return normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)

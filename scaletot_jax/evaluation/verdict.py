@@ -7,7 +7,7 @@ network. So a gain over the head without ẑ says nothing yet about reasoning. T
               over these rivals is at most 1 − level
     hurt      ẑ is worse than the head without it, by the same two conditions below zero
     cannot be told at this size   all else: also where a required rival was not run. The minimal detectable difference says
-              what a comparison of this size would have found in 80 % of samples. With R < 2 m / (1 − level) − 1 resamples
+              what a comparison of this size would have found in 80 % of samples, alone and after Holm's correction. With R < 2 m / (1 − level) − 1 resamples
               for m rivals no p-value can be small enough, whatever the data say, and the sentence says that instead
 
 The rivals: the same head without ẑ; the same encoder trained on labels only; the placebos, that encoder trained on shuffled
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scaletot_jax.evaluation.bootstrap import Interval
-from scaletot_jax.evaluation.family import bootstrap_p, holm, least_p, minimal_detectable
+from scaletot_jax.evaluation.family import bootstrap_p, detectable_after_holm, holm, least_p, minimal_detectable
 
 HELPED, HURT, UNDECIDED = "helped", "hurt", "cannot be told at this size"
 WITH, WITHOUT = "profile_z", "profile"
@@ -128,7 +128,8 @@ def verdict(
     Returns:
       what :func:`decide` says; attributable (the same as *helped*); gain (over the head without ẑ) and over_placebos (over the other
       required rivals), each {estimate, low, high}; comparisons: required rival → {estimate, low, high, p, p_holm,
-      minimal_detectable, word}; minimal_detectable, of the gain; sentence (the finding), caveat (what no figure can show);
+      minimal_detectable, word}; minimal_detectable, of the gain as a comparison alone, and minimal_detectable_holm, of the gain
+      where Holm's correction over the rivals compared asks most of it; sentence (the finding), caveat (what no figure can show);
       and target, metric, features, rows, groups, level, seeds.
     """
     found = decide(gains, level=level, required=required)
@@ -164,6 +165,7 @@ def verdict(
         "over_placebos": {name: gains[name].interval.to_dict() for name in required[1:] if name in gains},
         "comparisons": comparisons,
         "minimal_detectable": _finite(first.detectable),
+        "minimal_detectable_holm": _finite(detectable_after_holm(first.detectable, level, rivals)),
         "sentence": sentence + (_too_few(resamples, rivals, level) if few else _because(found, gains, required, level)),
         "caveat": CAVEAT,
         "target": target, "metric": metric, "features": features, "rows": rows, "groups": groups, "level": level, "seeds": seeds,
@@ -191,8 +193,11 @@ def _because(found: Mapping[str, Any], gains: Mapping[str, Gain], required: tupl
             text += f" ẑ beats the head without it, but not for sure {names}: the gain is not attributed to reasoning."
         if found["not_run"]:
             text += f" Not run, so that no gain can be attributed: {', '.join(map(_name, found['not_run']))}."
-    if found["word"] == UNDECIDED and np.isfinite(gains[required[0]].detectable):
-        text += f" A true difference of {gains[required[0]].detectable:.4f} would have been found in 80 % of samples of this size."
+    alone, rivals = gains[required[0]].detectable, sum(name in gains for name in required)
+    if found["word"] == UNDECIDED and np.isfinite(alone):
+        least = detectable_after_holm(alone, level, rivals)
+        text += f" A true difference of {least:.4f} from {_name(required[0])} would have been found in 80 % of samples of this size"
+        text += f" after Holm's correction over {rivals} rivals ({alone:.4f} without it)." if rivals > 1 else "."
     return text
 
 

@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from scaletot_jax.evaluation.catalogue import METRICS
 from scaletot_jax.evaluation.comparison import score_systems
-from scaletot_jax.evaluation.family import bootstrap_p, holm, minimal_detectable
+from scaletot_jax.evaluation.family import bootstrap_p, detectable_after_holm, holm, minimal_detectable
 from scaletot_jax.evaluation.predictions import Predictions, Rows, Target
 from scaletot_jax.evaluation.verdict import HELPED, REQUIRED, UNDECIDED, WITH, WITHOUT, decide
 
@@ -48,6 +48,9 @@ def test_the_detectable_difference_has_the_power_it_says():
     assert found == pytest.approx(2 * (1.959964 + 0.841621), rel=0.01)
     se = found / (1.959964 + 0.841621)
     assert stats.norm.sf(1.959964 - found / se) == pytest.approx(0.8, abs=1e-4)
+    after = detectable_after_holm(found, LEVEL, 5)
+    assert stats.norm.sf(stats.norm.isf(0.05 / 5 / 2) - after / se) == pytest.approx(0.8, abs=1e-4)
+    assert detectable_after_holm(found, LEVEL, 1) == found and 1.2 < after / found < 1.23
 
 
 def world(rng, rivals):

@@ -96,7 +96,17 @@ def test_text_has_interval_size_and_caveat(gain):
     if gain is not NONE:
         assert f"[{gain.low:+.4f}, {gain.high:+.4f}] at 95 %" in text
     if gain is ACROSS:
-        assert "difference of 0.0140 would have been found" in text and result["minimal_detectable"] == 0.014
+        least = 0.014 * (2.575829 + 0.841621) / (1.959964 + 0.841621)  # at .05 / 5 in place of .05
+        assert f"difference of {least:.4f} from the head without ẑ would have been found" in text
+        assert "over 5 rivals (0.0140 without it)" in text
+        assert result["minimal_detectable"] == 0.014 and result["minimal_detectable_holm"] == pytest.approx(least)
+
+
+def test_what_one_rival_alone_could_have_shown_is_not_corrected():
+    made = {WITHOUT: gains(ACROSS)[WITHOUT]}
+    said = verdict(made, target="lt30", metric="rps", features="static", rows=10, groups=8, level=0.95)
+    assert said["minimal_detectable_holm"] == 0.014 and "0.0140 from the head" in said["sentence"]
+    assert "Holm" not in said["sentence"]
 
 
 GROUPS = ["a", "a", "b", "c", "d", "e", "e"]
