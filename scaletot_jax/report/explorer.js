@@ -19,7 +19,8 @@
   };
   const show = (value, digits = 2) =>
     value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "\u2212");
-  const percent = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(0)} %`);
+  const percent = (value) => (value === null || value === undefined ? "–" : value > 0 && value < 0.005 ? "< 1 %" : `${(100 * value).toFixed(0)} %`);
+  const chance = (p) => (p > 0 && p < 0.005 ? p.toPrecision(1) : show(p)); // never shows as 0 what is not
 
   // -- users ----------------------------------------------------------------------------------------------------------
 
@@ -92,7 +93,15 @@
 
   // -- one user -------------------------------------------------------------------------------------------------------
 
-  const open = (user, focus = true) => {
+  // Each opened user is an entry of the browser's history, so that Back returns to the user before, or to the list.
+  const narrow = () => matchMedia("(max-width: 60rem)").matches; // the list and a user take turns, see explorer.css
+  const named = (hash) => {
+    const asked = /^#row-(\d+)$/.exec(hash);
+    return asked && data.users.find((user) => user.row === Number(asked[1]));
+  };
+  const open = (user, { focus = true, record = "pushState" } = {}) => {
+    const place = `#row-${user.row}`;
+    const from = { list: !document.body.classList.contains("opened") };
     opened = user;
     for (const button of list.querySelectorAll("button")) {
       if (Number(button.dataset.row) === user.row) button.setAttribute("aria-current", "true");
@@ -107,10 +116,17 @@
     else if (user.nearest !== null) detail.append(nearest(user));
     else detail.append(make("p", { class: "absent", text: "Nobody was reasoned about, or the population has not been scored: there is no nearest profile." }));
     document.body.classList.add("opened");
-    history.replaceState(null, "", `#row-${user.row}`);
+    if (record && location.hash !== place) history[record](record === "pushState" ? from : null, "", place);
     if (focus) heading.focus();
   };
   const close = () => {
+    const whole = narrow();
+    showList();
+    if (!whole) return;
+    if (history.state && history.state.list) history.back(); // the entry before this one is the list
+    else history.pushState(null, "", location.href.split("#")[0]);
+  };
+  const showList = () => {
     document.body.classList.remove("opened");
     const button = opened && list.querySelector(`button[data-row="${opened.row}"]`);
     (button || controls.query).focus();
@@ -160,19 +176,47 @@
 
   // -- entropy --------------------------------------------------------------------------------------------------------
 
+  // A map is one stop of the tab key, its cells are reached by arrows; what a cell says stands below the map while it is chosen.
+  const cellMap = (name, kind, cells) => {
+    const line = make("p", { class: "soft said", text: "Choose a cell for its numbers." });
+    const buttons = cells.map((cell, i) => {
+      const button = make("button", { type: "button", class: cell.heat === null ? "none" : null, heat: cell.heat ?? 0, title: cell.said, "aria-label": cell.said, tabindex: i ? "-1" : "0" }, cell.shown);
+      for (const event of ["focus", "click", "mouseenter"]) button.addEventListener(event, () => { line.textContent = cell.said; });
+      return button;
+    });
+    const box = make("ol", { class: `heat ${kind}`, "aria-label": name }, buttons.map((button) => make("li", {}, button)));
+    box.addEventListener("focusin", (event) => buttons.forEach((one) => one.setAttribute("tabindex", one === event.target ? "0" : "-1")));
+    box.addEventListener("keydown", (event) => {
+      const at = buttons.indexOf(event.target);
+      const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+      if (at < 0 || to === undefined) return;
+      event.preventDefault();
+      buttons[Math.max(0, Math.min(to, buttons.length - 1))].focus();
+    });
+    return [box, line];
+  };
+  const SILENT = { rule: "by rule, no entropy", free: "free text, see its tokens below", scored: "no distribution was kept, no entropy" };
   const heat = (chain) => {
     const cells = data.slots.map((slot, i) => {
-      const h = chain.entropies[i];
-      const said = h === null ? `${slot.name}: ${slot.source}, no entropy` : `${slot.name}: entropy ${show(h)} of its largest`;
-      return make("li", { class: h === null ? "none" : null, heat: h ?? 0, title: said }, make("span", { text: slot.name }), make("b", { text: h === null ? "–" : show(h) }));
+      const h = chain.entropies[i], written = chain.texts.some((text) => text.slot === slot.name);
+      const silent = slot.source === "free" && !written ? "free text, none was written" : SILENT[slot.source];
+      const said = h === null ? `${slot.name}: ${silent}` : `${slot.name}: entropy ${show(h)} of its largest`;
+      return { heat: h, said, shown: [make("span", { text: slot.name }), make("b", { text: h === null ? "–" : show(h) })] };
     });
-    const box = section("Entropy", make("p", { class: "soft", text: "By slot, as a share of the largest entropy its values could have. The teacher scores these slots and writes no tokens in them." }),
-      make("ol", { class: "heat slots", "aria-label": "Entropy by slot" }, cells));
+    const free = data.slots.some((slot) => slot.source === "free");
+    const why = chain.texts.length ? "The teacher scores these slots and writes no tokens in them; the tokens of what it wrote follow below."
+      : free ? "There is no map by token: the teacher wrote no free text about this profile, and writes no tokens in the other slots."
+      : "There is no map by token: no slot of this chain is free text. The teacher scores values that it is given, or a rule sets them, and writes no tokens.";
+    const box = section(chain.texts.length ? "Entropy by slot and by token" : "Entropy by slot",
+      make("p", { class: "soft", text: `By slot, as a share of the largest entropy its values could have; a dash where a slot has none. ${why}` }),
+      cellMap("Entropy by slot", "slots", cells));
     for (const written of chain.texts) {
-      const tokens = written.entropies.map((h, i) => make("li", { heat: Math.min(1, h / 3), title: `entropy ${show(h)} nats, log-probability ${show(written.log_probs[i])}` },
-        written.pieces ? written.pieces[i] : "\u00b7"));
+      const tokens = written.entropies.map((h, i) => {
+        const word = written.pieces ? ` “${written.pieces[i]}”` : "";
+        return { heat: Math.min(1, h / 3), said: `Token ${i + 1}${word}: entropy ${show(h)} nats, log-probability ${show(written.log_probs[i])}`, shown: written.pieces ? written.pieces[i] : "\u00b7" };
+      });
       const fate = written.accepted ? "accepted" : `rejected: ${written.reason}`;
-      box.append(make("h4", { text: `Text of ${written.slot}, ${fate}` }), make("ol", { class: "heat tokens", "aria-label": `Entropy by token of ${written.slot}` }, tokens));
+      box.append(make("h4", { text: `Text of ${written.slot}, ${fate}` }), ...cellMap(`Entropy by token of ${written.slot}`, "tokens", tokens));
       if (!written.pieces) box.append(make("p", { class: "soft", text: "One cell a token; the words are hidden in this page." }));
     }
     return box;
@@ -205,7 +249,7 @@
     const branch = (node, depth) => {
       const reason = data.reasons[node.reason];
       const line = [make("span", { class: "value", text: node.values.map((i) => (i < 0 ? "text" : data.words[i])).join("; ") }),
-        make("span", { class: "numbers", text: `p ${show(node.probability)}  ln p ${node.probability > 0 ? show(Math.log(node.probability)) : "\u2212∞"}` }),
+        make("span", { class: "numbers", text: `p ${chance(node.probability)}  ln p ${node.probability > 0 ? show(Math.log(node.probability)) : "\u2212∞"}` }),
         make("span", { class: `badge ${node.kept ? "yes" : ""}`, text: FATES[Number(node.kept)] }),
         reason ? make("span", { class: "soft", text: reason }) : null];
       const below = branches(node.node, depth + 1);
@@ -248,7 +292,7 @@
     const typing = event.target.closest("input, select, textarea");
     if (event.key === "/" && !typing) {
       event.preventDefault();
-      document.body.classList.remove("opened");
+      if (document.body.classList.contains("opened")) close();
       controls.query.focus();
     } else if (event.key === "Escape" && event.target.closest("#detail")) close();
     else if (event.key === "ArrowDown" && event.target === controls.query) {
@@ -262,7 +306,11 @@
     }
   });
   filter();
-  const asked = /^#row-(\d+)$/.exec(location.hash);
-  const first = (asked && data.users.find((user) => user.row === Number(asked[1]))) || (matchMedia("(min-width: 60rem)").matches ? found[0] : null);
-  if (first) open(first, false);
+  addEventListener("popstate", () => {
+    const user = named(location.hash);
+    if (user) open(user, { record: null });
+    else if (document.body.classList.contains("opened")) showList();
+  });
+  const first = named(location.hash) || (narrow() ? null : found[0]);
+  if (first) open(first, { focus: false, record: "replaceState" });
 })();

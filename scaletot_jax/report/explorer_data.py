@@ -18,7 +18,7 @@ NODE_COLUMNS = (
     "depth", "node", "parent", "segment", "values", "probability", "entropy", "disagreement", "uncertainty", "threshold",
     "refined", "taken", "kept", "reason",
 )  # fmt: skip
-_MEASURES = ("probability", "entropy", "disagreement", "uncertainty", "threshold")
+_MEASURES = ("entropy", "disagreement", "uncertainty", "threshold")
 
 
 class Users(NamedTuple):
@@ -218,7 +218,7 @@ def _chain(
     return {
         "key": short_hash(row["exact_key"]),
         "values": told,
-        "shares": [None if p is None else round(p, 3) for p in chance],
+        "shares": [None if p is None else _figures(p) for p in chance],
         "entropies": [round(entropy_share(p) or 0.0, 3) if ok else None for p, ok in zip(shares, judged)],
         "answers": [
             [name, [round(float(p), 4) for p in row[column]]]
@@ -236,13 +236,18 @@ def _chain(
             [
                 node["depth"], node["node"], node["parent"], names.get(node["segment"], -1),
                 [words[value] if value else -1 for value in node["values"]],
-                *[round(float(node[name] or 0.0), 3) for name in _MEASURES],
+                _figures(node["probability"]), *[round(float(node[name] or 0.0), 3) for name in _MEASURES],
                 int(bool(node["refined"])), int(bool(node["refinement_accepted"])), int(bool(node["kept"])),
                 reasons[node["reason"] or ""],
             ]
             for node in sorted(grown, key=lambda node: (node["depth"], node["node"]))
         ],
     }  # fmt: skip
+
+
+def _figures(p: float | None) -> float:
+    """A probability with three significant digits: the page shows its logarithm, too."""
+    return float(f"{float(p or 0.0):.3g}")
 
 
 def _share_of(spec: Any, slot: int, value: str, shares: Sequence[float]) -> float | None:

@@ -29,7 +29,7 @@ def chain(key, **more):
     return {"exact_key": key, "accepted": True, "reason": "", "calls": 3, "tokens": 90, **row, **more}
 
 
-def data(show_text=False, ids=None):
+def data(show_text=False, ids=None, nodes=None):
     z = np.array([[1.0, 0.0], [0.0, 1.0], [0.1, 3.0], [-1.0, 0.05]])
     users = Users(np.arange(4), KEYS, ["teacher", "head", "head", "test"], [["a: 1"], ["a: 2"], ["a: 1"], []], ids, z=z)
     text = {
@@ -41,7 +41,7 @@ def data(show_text=False, ids=None):
         "log_probs": [-0.1, -1.0],
     }
     return explorer_data(
-        users, [chain(KEYS[0]), chain(KEYS[1])], {}, {KEYS[0]: [text]}, SPEC, total=9, label="lt30",
+        users, [chain(KEYS[0]), chain(KEYS[1])], nodes or {}, {KEYS[0]: [text]}, SPEC, total=9, label="lt30",
         show_text=show_text, piece=lambda token: f"{SECRET}{token}",
     )  # fmt: skip
 
@@ -95,4 +95,4 @@ def test_free_text_and_identifiers_are_absent_unless_asked_for():
 def test_data_cannot_end_the_element_it_stands_in():
     users = Users(np.arange(1), KEYS[:1], ["head"], [["</script><script>alert(1)</script><!-- \ud800"]])
     page = render(explorer_data(users, [], {}, {}, None, total=1, label="days"))
-    assert page.count("</script>") == 2 and "alert(1)" in page and "<!--" not in page
+    assert page.count("</script>") == 3 and "alert(1)" in page and "<!--" not in page
