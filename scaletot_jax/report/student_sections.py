@@ -10,6 +10,8 @@ from scaletot_jax.report.lookup import dig
 from scaletot_jax.report.material import Material
 from scaletot_jax.report.page import Markup, absent, el, facts, folded, interval, number, percent, section, table
 
+_COLOURS = 5  # lines of one chart
+
 
 def learning(material: Material) -> Markup:
     """The student: curves, and held-out scores against the base rate."""
@@ -90,23 +92,20 @@ def learning(material: Material) -> Markup:
 def _credit(steps: Sequence[Mapping[str, Any]], segments: Sequence[str]) -> list[Markup | None]:
     """What the updates credited each segment with; nothing of a run from before this was logged."""
     count = sum(name.startswith("credit_") for name in (steps[0] if steps else ()))
-    named = {k: segments[k] if k < len(segments) else f"segment {k + 1}" for k in range(min(count, 5))}
-    return [
-        _curve(
-            steps,
-            "OSIPO: credit by segment",
-            {f"credit_{k}": name for k, name in named.items()},
-            "update",
-            "Mean absolute advantage of the segment's tokens: how much the update moves them.",
-        ),
-        _curve(
-            steps,
-            "OSIPO: process reward by segment",
-            {f"process_reward_{k}": name for k, name in named.items()},
-            "update",
+    named = {k: segments[k] if k < len(segments) else f"segment {k + 1}" for k in range(count)}
+    out: list[Markup | None] = []
+    for key, title, caption in (
+        ("credit", "OSIPO: credit by segment", "Mean absolute advantage of the segment's tokens: how much the update moves them."),
+        (
+            "process_reward", "OSIPO: process reward by segment",
             "Mean implicit process reward, β times the log-ratio to the SFT student, summed over the segment.",
         ),
-    ]
+    ):  # fmt: skip
+        for begin in range(0, count, _COLOURS):
+            some = range(begin, min(begin + _COLOURS, count))
+            which = f", {begin + 1} to {some[-1] + 1} of {count}" if count > _COLOURS else ""
+            out.append(_curve(steps, title + which, {f"{key}_{k}": named[k] for k in some}, "update", caption))
+    return out
 
 
 def held_out_scores(material: Material) -> dict[str, Mapping[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from report.page_reader import Reader
 from report.report_run import add_coverage, make_run
 
-from scaletot_jax.report import model_card, verdict_section
+from scaletot_jax.report import model_card, student_sections, verdict_section
 from scaletot_jax.report.material import collect, segment_uncertainty
 from scaletot_jax.report.report import excerpt, render
 from scaletot_jax.run import read_record, write_record
@@ -229,6 +229,23 @@ def test_a_student_without_signal_is_named(tmp_path):
         content = excerpt(run.workdir, run.config, "learning")
     assert "OSIPO had no signal" in content
     assert "switched off from update 7" in content and "held-out skill fell" in content
+
+
+def test_every_segment_has_its_credit(run):
+    """Also those beyond the colours of one chart."""
+    steps = [
+        {"step": step, **{f"{what}_{k}": 0.1 * k for what in ("credit", "process_reward") for k in range(7)}}
+        for step in (1, 2)
+    ]
+    names = [f"part {k}" for k in range(6)]
+    read = str(student_sections.learning(dataclasses.replace(collect(run), osipo_steps=steps, segments=names)))
+    shown = re.findall(r"<h3>(OSIPO: (?:credit|process reward) by segment[^<]*)</h3>", read)
+    assert shown == [
+        f"OSIPO: {what} by segment, {part} of 7"
+        for what in ("credit", "process reward")
+        for part in ("1 to 5", "6 to 7")
+    ]
+    assert read.count("part 5 from") == read.count("segment 7 from") == 4  # in name and description of two drawings
 
 
 def test_uncertainty_before_and_after_refinement():
