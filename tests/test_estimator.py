@@ -1,5 +1,10 @@
 """The notebook's encoder: scikit-learn's conventions, the same model as the line's, and what it refuses."""
 
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+import scaletot_jax
 from scaletot_jax import ScaleToTEncoder
 from scaletot_jax.datasets.synthetic import build_table
 from scaletot_jax.errors import ConfigError, DataError, StaleRunError
@@ -52,6 +58,19 @@ def states(users):
 @pytest.fixture(scope="module")
 def fitted(users):
     return ScaleToTEncoder("synthetic", **SMALL).fit(users[0])
+
+
+def test_the_example_of_the_api_page_runs(users, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ScaleToTEncoder(" in block]
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(scaletot_jax.__file__).parent / "schemas" / "synthetic.yaml", "users.yaml")
+    monkeypatch.setattr(scaletot_jax, "ScaleToTEncoder", partial(ScaleToTEncoder, **SMALL))
+    names = {"table": users[0], "others": users[1]}
+    exec(compile(code, "api.md", "exec"), names)
+    assert names["z"].shape == (300, 6) and names["days"].shape == (300,)
+    assert {"mean", "positive", "quantiles", "levels", "probabilities"} == set(names["found"]._fields)
+    assert (tmp_path / "model" / "README.md").exists()
 
 
 def test_it_predicts_users_it_never_saw(fitted, users):

@@ -1,5 +1,6 @@
 """The whole line, end to end, from the command line: it works, it does nothing twice, and a kill changes nothing."""
 
+import html
 import json
 import os
 import random
@@ -102,6 +103,18 @@ def test_the_code_of_the_tutorial_runs_on_a_finished_run(undisturbed, capsys):
         exec(compile(block.replace("runs/quickstart", str(workdir)), "tutorial.md", "exec"), {})
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert metrics["verdict"]["sentence"] in capsys.readouterr().out
+
+
+def test_the_objects_of_the_api_page_show_a_finished_run(undisturbed, recipe):
+    workdir, _ = undisturbed
+    page = (Path(__file__).resolve().parents[1] / "docs" / "api.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "found[0].tree" in block]
+    code = code.replace("configs/quickstart.py", str(recipe)).replace("runs/quickstart", str(workdir))
+    names: dict = {}
+    exec(compile(code, "api.md", "exec"), names)
+    sentence = json.loads((workdir / "metrics.json").read_text())["verdict"]["sentence"]
+    assert "<" in names["found"][0].tree._repr_html_()
+    assert html.escape(sentence, quote=False)[:40] in names["evaluation"](workdir, names["config"])._repr_html_()
 
 
 @pytest.mark.parametrize("verb", ["prepare", "sft", "score", "evaluate"])
