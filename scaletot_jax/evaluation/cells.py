@@ -1,7 +1,7 @@
 """Cells of the test rows: by how much a profile tells, and by the value of each field; and how unequal the cells fare.
 
 Every cell shows the head with and without ẑ; a cell with fewer rows or groups than :mod:`scaletot_jax.evaluation.slices` asks
-for has its size alone. ``bias`` is mean(ŷ) − mean(y): above 0 the cell is promised too much.
+for has no numbers, and of its size only that it is below the limit: a value that three test users have may name them. ``bias`` is mean(ŷ) − mean(y): above 0 the cell is promised too much.
 
 The *gap* of a field is the largest minus the smallest figure among its cells, for the head with ẑ, and what ẑ changes of it.
 A gap is never negative and grows with the noise of small cells: only its change says something of ẑ. As in the other slices
@@ -19,7 +19,7 @@ from scaletot_jax.evaluation import metrics
 from scaletot_jax.evaluation.bootstrap import Interval, paired_difference, percentile_interval
 from scaletot_jax.evaluation.catalogue import Statistic
 from scaletot_jax.evaluation.predictions import Predictions, Rows, Target, average
-from scaletot_jax.evaluation.slices import TOO_FEW, Measured, Slice, measure, too_few
+from scaletot_jax.evaluation.slices import MIN_GROUPS, MIN_ROWS, TOO_FEW, Measured, Slice, measure, too_few
 from scaletot_jax.evaluation.verdict import WITH, WITHOUT, word
 from scaletot_jax.evaluation.weighted import weighted_mean
 
@@ -62,7 +62,7 @@ def score_cells(
 
     Returns:
       JSON, division → {cells: value → {rows, groups, systems: system → figure → {estimate, low, high}, difference: figure →
-      {estimate, low, high, word}} or {rows, groups, note, why}; gaps: figure → {with, without, change: each {estimate, low,
+      {estimate, low, high, word}} or {rows, groups, note, why}, where rows and groups are "< limit" or None; gaps: figure → {with, without, change: each {estimate, low,
       high}, cells}}. Figures: spearman (of a binary label none), auc and bias; the change of bias has no word.
     """
     labels, members = target.labels[rows.test], groups[rows.test]
@@ -81,6 +81,7 @@ def score_cells(
             out[name]["cells"][value] = {**size, **({"note": TOO_FEW, "why": why} if why else {})}
             if not why:
                 judged[name, value] = inside
+        _withhold(out[name]["cells"])
     points, samples = measure(
         target, labels, predictions, members, judged, resamples=resamples, seed=seed, statistics=_figures
     )
@@ -95,6 +96,20 @@ def score_cells(
                 for figure in GAPS
             }
     return out
+
+
+def _withhold(found: Mapping[str, dict[str, Any]]) -> None:
+    """Sizes below the limits become "< limit", None where the other one is. With the number of all test rows the other cells would
+    tell what is left: so where that is one cell, or fewer rows than the limit, the next larger cell's sizes become None."""
+    order = sorted(
+        found.values(), key=lambda cell: (cell["rows"] >= MIN_ROWS and cell["groups"] >= MIN_GROUPS, cell["rows"])
+    )
+    small = [cell for cell in order if cell["rows"] < MIN_ROWS or cell["groups"] < MIN_GROUPS]
+    if small and len(order) > len(small) and (len(small) == 1 or sum(cell["rows"] for cell in small) < MIN_ROWS):
+        order[len(small)].update(rows=None, groups=None)
+    for cell in small:
+        for what, least in (("rows", MIN_ROWS), ("groups", MIN_GROUPS)):
+            cell[what] = f"< {least}" if cell[what] < least else None
 
 
 def _figures(target: Target, labels: np.ndarray, p: Predictions) -> dict[str, Statistic]:

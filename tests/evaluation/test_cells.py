@@ -44,11 +44,29 @@ def test_without_an_inequality_the_gap_does_not_change():
     assert change == {"estimate": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_a_small_cell_has_its_size_alone_and_makes_no_gap():
+def test_a_small_cell_has_no_figure_and_no_size_and_makes_no_gap():
     field = np.where(np.arange(TEST) < 12, "rare", "common").astype(object)
     found = judge(cells={"field": field})["field"]
-    assert found["cells"]["rare"] == {"rows": 12, "groups": 12, "note": TOO_FEW, "why": "fewer than 30 rows"}
-    assert found["gaps"] == {}
+    few = {"note": TOO_FEW, "why": "fewer than 30 rows"}
+    assert found["cells"]["rare"] == {"rows": "< 30", "groups": None, **few}
+    assert found["cells"]["common"]["systems"] and found["gaps"] == {}
+
+
+def test_the_size_of_a_small_cell_is_not_what_the_others_leave():
+    """Of one alone it would be all rows minus the rest, and of two with two rows both would be one."""
+    place = np.arange(TEST)
+    one = judge(cells={"field": np.where(place < 12, "a", np.where(place < 100, "b", "c")).astype(object)})["field"][
+        "cells"
+    ]
+    assert [one[value]["rows"] for value in "abc"] == ["< 30", None, 300] and one["b"]["groups"] is None
+    assert one["b"]["systems"] and one["c"]["groups"] == 300
+    for small, shown in (((1, 1), (None, 300)), ((20, 15), (65, 300))):
+        ends = np.cumsum([*small, 100 - sum(small)])
+        found = judge(cells={"field": np.array(list("abcd"), object)[np.searchsorted(ends, place, side="right")]})[
+            "field"
+        ]["cells"]
+        assert [found[value]["rows"] for value in "abcd"] == ["< 30", "< 30", *shown]
+        assert [found[value]["groups"] for value in "ab"] == ["< 10" if size < 10 else None for size in small]
 
 
 def test_fields_of_one_value_or_of_very_many_make_no_cells():
