@@ -86,7 +86,9 @@ def chain_card(card: Card) -> Markup:
     if card.nodes:
         kept = sum(bool(node.get("kept")) for node in card.nodes)
         asked = len({(node["parent"], node["depth"]) for node in card.nodes if node.get("refined")})
-        summary = f"The tree: {len(card.nodes)} candidates, {kept} kept, {asked} expansions asked again"
+        summary = (
+            f"The tree: {len(card.nodes)} candidates, {kept} kept, {asked} expansion{'s' * (asked != 1)} asked again"
+        )
         below = [
             folded(
                 summary,

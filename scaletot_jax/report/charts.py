@@ -106,12 +106,17 @@ def intervals(
         height = 40.0 * len(rows)
         drawing, axes = canvas(height + 22)
         px = _scale(low, high, 10, WIDTH - 10)
-        for tick in ticks:
+        widest = _LETTER * max(len(str(_tick(ticks, tick, sign=True))) for tick in ticks)
+        room = 1.5 * widest + 6  # a label at the side stands beside its tick, not under it
+        every = math.ceil(room / (px(ticks[1]) - px(ticks[0])))  # those without room are left out, that of zero never
+        middle = min(range(len(ticks)), key=lambda i: abs(ticks[i]))
+        for place, tick in enumerate(ticks):
             zero = abs(tick) < 1e-12
             axes.plot(
                 [px(tick)] * 2, [0, height], color=COLOURS["soft" if zero else "line"], linewidth=1, clip_on=False
             )
-            write(axes, px(tick), height + 17, _tick(ticks, tick, sign=not zero), anchor=_side(px(tick)))
+            if (place - middle) % every == 0:
+                write(axes, px(tick), height + 17, _tick(ticks, tick, sign=not zero), anchor=_side(px(tick)))
         for i, (name, row) in enumerate(rows):
             y = 40 * i + 28
             estimate, left, right = row.get("estimate"), row.get("low"), row.get("high")

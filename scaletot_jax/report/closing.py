@@ -42,7 +42,7 @@ def choices(material: Material) -> Markup:
              of("osipo.beta"), ", a leave-one-out baseline for each segment type; ratio by ", of("osipo.ratio"), "."],
         ),
         ("Transferred state", "the hidden state at each segment's closing token, averaged over sampled chains, whitened by segment; the layer is chosen by a probe."),
-        ("Helped", "said only with a paired interval above zero on users nobody trained on, and attributed to reasoning only where ẑ also beats its placebos."),
+        ("Helped", "said only where ẑ beats the head without it, labels alone, the placebos and prompt ends, each by its paired interval on users nobody trained on and by p after Holm's correction."),
     ]  # fmt: skip
     listed = [el("li", el("strong", name), ": ", content) for name, content in items]
     intro = el(

@@ -149,7 +149,7 @@ _NUMBERS = ("probability", "entropy", "uncertainty", "threshold")
 def _counted(nodes: Sequence[Mapping[str, Any]]) -> str:
     kept = sum(bool(node.get("kept")) for node in nodes)
     asked = len({(node["parent"], node["depth"]) for node in nodes if node.get("refined")})
-    return f"{len(nodes)} candidates, {kept} kept, {asked} expansions asked again"
+    return f"{len(nodes)} candidates, {kept} kept, {asked} expansion{'s' * (asked != 1)} asked again"
 
 
 def branches(nodes: Sequence[Mapping[str, Any]], chosen: Sequence[str] = ()) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from scaletot_jax.report.charts import intervals
@@ -36,7 +36,7 @@ SYSTEMS = {
 METRICS = {
     "rps_skill": "RPS skill", "spearman": "Spearman", "auc": "AUC(y>0)", "normalised_gini": "Gini", "rmse": "RMSE", "rps": "RPS",
 }  # fmt: skip
-_DIGITS = {"rmse": 3, "rps": 4}
+DIGITS = {"rmse": 3, "rps": 4}
 _CLASS = {"helped": "helps", "hurt": "hurts"}
 
 
@@ -59,6 +59,8 @@ def hero(material: Material) -> Markup:
         ]
     else:
         words = [el("h1", _headline(verdict), id="verdict-title"), el("p", _measured_on(verdict, evaluation))]
+        because = _because(verdict, evaluation)
+        words += [el("p", because)] if because else []
         if verdict.get("caveat"):
             words.append(el("p", verdict["caveat"], class_="soft"))
         content = [el("div", el("div", words), _rivals(verdict, evaluation), class_="answer")]
@@ -88,7 +90,7 @@ def _measured_on(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> M
     """On whom the headline was measured, and what may not be said of it."""
     size = [
         "With ẑ minus without, positive is better; ", verdict.get("features", "?"), " profile fields, ", number(verdict.get("rows")),
-        " test rows of ", number(verdict.get("groups")), " users or households nobody trained on.",
+        " test rows of ", number(verdict.get("groups")), " users or households nobody trained on.", _counted(verdict, evaluation),
     ]  # fmt: skip
     if verdict.get("word") == "helped" and not verdict.get("attributable"):
         size += [" The gain is not attributed to reasoning: not every placebo is beaten for sure."]
@@ -98,13 +100,39 @@ def _measured_on(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> M
     return join(size)
 
 
+def _counted(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """What the label counts, where it counts days."""
+    label = verdict.get("target")
+    kind, horizon = (dig(evaluation, f"targets.{label}.{key}") for key in ("kind", "horizon"))
+    return f" {label} counts the active days among {horizon}." if kind == "days" and horizon else ""
+
+
+def _because(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """Which rivals ẑ is ahead of, and which not: without it an interval above zero seems to contradict the word."""
+    said = []
+    for word, key in (("Ahead of", "beaten"), ("Behind", "lost"), ("Not told apart from", "tied")):
+        names = [titled(evaluation, name) for name in _required_first(verdict.get(key) or (), evaluation)]
+        said += [f" {word}: {'; '.join(name[:1].lower() + name[1:] for name in names)}."] if names else []
+    rivals = sum(len(verdict.get(key) or ()) for key in ("beaten", "tied", "lost", "not_run"))
+    return f"The rule asks ẑ to be ahead of all {rivals} rivals.{''.join(said)}" if rivals > 1 and said else ""
+
+
+def _required_first(names: Iterable[str], evaluation: Mapping[str, Any]) -> list[str]:
+    """Names of systems in the order of the rule's rivals, then of the evaluation: JSON keeps none."""
+    required = list(dig(evaluation, "families.required") or ())
+    places = {name: (0, place) for place, name in enumerate(required)}
+    known = list(names)
+    order = {name: places.get(name) or (1, dig(evaluation, f"systems.{name}.order") or 0) for name in known}
+    return sorted(known, key=order.__getitem__)
+
+
 def _rivals(verdict: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup:
     """ẑ against the head without it, and against every placebo."""
     rivals = verdict.get("comparisons") or {
         "profile": verdict.get("gain") or {},
         **(verdict.get("over_placebos") or {}),
     }
-    rows = [(titled(evaluation, name), row) for name, row in rivals.items()]
+    rows = [(titled(evaluation, name), rivals[name]) for name in _required_first(rivals, evaluation)]
     metric = METRICS.get(str(verdict.get("metric")), str(verdict.get("metric")))
     corrected = any(row.get("p_holm") is not None for _, row in rows)
     caption = "Right of zero: ẑ is better." + (" p after Holm's correction over these rivals." if corrected else "")
@@ -176,7 +204,16 @@ def ltv(material: Material) -> Markup:
             if primary
             else folded(f"{label}, {features} profile fields", content)
         )
-    return section("ltv", title, intro, _one_each(material), words, blocks, _audit(evaluation.get("audit") or {}))
+    return section(
+        "ltv",
+        title,
+        intro,
+        _one_each(material),
+        words,
+        blocks,
+        _defined(evaluation),
+        _audit(evaluation.get("audit") or {}),
+    )
 
 
 def _one_each(material: Material) -> Markup:
@@ -221,9 +258,11 @@ def _comparison(caption: str, found: Mapping[str, Any], evaluation: Mapping[str,
         return [name, *[join([_metric(evaluation, metric), _arrow(better[metric])]) for metric in metrics]]
 
     def measured(metrics: list[str]) -> Markup:
-        order = dict.fromkeys([*(evaluation.get("systems") or SYSTEMS), *systems])
+        listed = evaluation.get("systems") or SYSTEMS
+        placed = sorted(listed, key=lambda name: dig(listed, f"{name}.order") or 0)  # JSON keeps no order
+        order = dict.fromkeys([*placed, *systems])
         rows = [
-            [titled(evaluation, name), *[interval(systems[name].get(m), _DIGITS.get(m, 3)) for m in metrics]]
+            [titled(evaluation, name), *[interval(systems[name].get(m), DIGITS.get(m, 3)) for m in metrics]]
             for name in order
             if name in systems
         ]
@@ -233,10 +272,11 @@ def _comparison(caption: str, found: Mapping[str, Any], evaluation: Mapping[str,
     def paired(metrics: list[str]) -> Markup:
         rows = [
             [
-                _against(evaluation, name),
+                titled(evaluation, name),
                 *[join([interval(row.get(m), 4, sign=True), decided(row.get(m))]) for m in metrics],
             ]
-            for name, row in differences.items()
+            for other in _required_first([name.split(" - ", 1)[-1] for name in differences], evaluation)
+            for name, row in ((other, differences[f"profile_z - {other}"]),)
         ]
         title = f"Head with ẑ minus another system: {caption}"
         return table(title, head(metrics, "Other system"), rows, numeric=range(1, len(metrics) + 1), sortable=True)
@@ -257,15 +297,17 @@ def _absent(absent_: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup
     if not absent_:
         return None
     rows = [[titled(evaluation, name), row.get("note"), row.get("why")] for name, row in absent_.items()]
-    return folded(f"{len(rows)} systems were not run", table("Not run", ["System", "Word", "Why"], rows))
+    said = "1 system was not run" if len(rows) == 1 else f"{len(rows)} systems were not run"
+    return folded(said, table("Not run", ["System", "Word", "Why"], rows))
 
 
 def _differences(metric: str, better: Any, found: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Markup:
     """Against the rivals that the verdict asks for; against the first few where it names none."""
     differences = found.get("differences") or {}
     required = dig(found, "verdict.comparisons") or {}
-    names = [name for name in differences if name.split(" - ", 1)[-1] in required] or list(differences)[:6]
-    rows = [(_against(evaluation, name), differences[name].get(metric) or {}) for name in names]
+    others = _required_first([name.split(" - ", 1)[-1] for name in differences], evaluation)
+    others = [name for name in others if name in required] or others[:6]
+    rows = [(titled(evaluation, name), differences[f"profile_z - {name}"].get(metric) or {}) for name in others]
     side = {"higher": "Right of zero: ẑ is better.", "lower": "Left of zero: ẑ is better."}.get(str(better), "")
     return intervals(f"{METRICS[metric]}, with ẑ minus …", rows, caption=side, digits=4)
 
@@ -276,7 +318,7 @@ def _metric(evaluation: Mapping[str, Any], name: str) -> str:
 
 def worded(word: Any) -> Markup:
     """A word of the verdict in its colour."""
-    return el("span", word, class_=_CLASS.get(str(word), "cannot"))
+    return el("span", word, class_=f"word {_CLASS.get(str(word), 'cannot')}")
 
 
 def decided(difference: Any) -> Markup | None:
@@ -291,10 +333,6 @@ def decided(difference: Any) -> Markup | None:
     return el("span", join(said, ", "), class_=f"ci {_CLASS.get(str(word), '')}".strip()) if said else None
 
 
-def _against(evaluation: Mapping[str, Any], name: str) -> str:
-    return titled(evaluation, name.split(" - ", 1)[-1])
-
-
 def _arrow(better: Any) -> Markup:
     if better not in ("higher", "lower"):
         return text("")
@@ -305,6 +343,21 @@ def _arrow(better: Any) -> Markup:
         aria_label=f"{better} is better",
         role="img",
     )
+
+
+def _defined(evaluation: Mapping[str, Any]) -> Markup | None:
+    """What each metric is, in the evaluation's words."""
+    words = {"higher": "higher", "lower": "lower", "one": "nearer to 1"}
+    rows = [
+        [
+            join([_metric(evaluation, name), _arrow(one.get("better"))]),
+            one["definition"],
+            words.get(str(one.get("better")), "–"),
+        ]
+        for name, one in (evaluation.get("metrics") or {}).items()
+        if one.get("definition")
+    ]
+    return folded("What the metrics are", table("Metrics", ["Metric", "Definition", "Better"], rows)) if rows else None
 
 
 def _audit(audit: Mapping[str, Any]) -> Markup | None:

@@ -352,7 +352,11 @@ def _evaluate(run: Run, rng: np.random.Generator, word: str) -> None:
             "days_between_training_labels_and_evaluation": 0,
         },
         "metrics": {name: {"definition": name, "better": "lower" if name in LOWER else "higher"} for name in METRICS},
-        "families": {"note": "Holm's correction over the required rivals, and apart from them over all other systems"},
+        "systems": {name: {"order": place} for place, name in enumerate(SYSTEMS)},
+        "families": {
+            "required": ["profile"],
+            "note": "Holm's correction over the required rivals, and apart from them over all other systems",
+        },
         "slices": {"seen": {"teacher": "…", "head": "…"}, "min_rows": 30, "min_groups": 10},
         "targets": targets,
         "verdict": targets["lt30"]["features"]["static+early"]["verdict"],

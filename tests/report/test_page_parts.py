@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from report.page_reader import Reader
 
@@ -76,6 +76,22 @@ def test_charts_bear_gaps_constants_and_single_points():
         points("a", [("s", [(1, {"estimate": 2.0, "low": None, "high": None})])], x_label="x", logarithmic=True),
     ):
         assert "nan" not in Reader(chart).open and "nan" not in chart
+
+
+@example(-0.00052, 0.00042)
+@given(st.floats(-0.01, 0), st.floats(1e-5, 0.01))
+def test_the_labels_of_an_axis_of_intervals_do_not_overlap(low, high):
+    row = {"estimate": 0.0, "low": low, "high": high}
+    drawn = re.findall(
+        r'<text x="([\d.]+)" y="([\d.]+)"[^>]* text-anchor="(\w+)"[^>]*>([^<]*)</text>', intervals("a", [("x", row)])
+    )
+    labels = [(float(x), anchor, label) for x, y, anchor, label in drawn if float(y) > 40]
+    ends = sorted(
+        (x - {"start": 0, "middle": 0.5, "end": 1}[anchor] * 6.4 * len(label), 6.4 * len(label))
+        for x, anchor, label in labels
+    )
+    assert any(re.fullmatch(r"0\.?0*", label) for *_, label in labels)
+    assert all(begin + long <= after for (begin, long), (after, _) in itertools.pairwise(ends))
 
 
 def test_long_curves_are_thinned_to_means():

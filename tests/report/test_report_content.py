@@ -9,7 +9,7 @@ import pytest
 from report.page_reader import Reader
 from report.report_run import add_coverage, make_run
 
-from scaletot_jax.report import model_card, student_sections, verdict_section
+from scaletot_jax.report import model_card, slices_section, student_sections, verdict_section
 from scaletot_jax.report.material import collect, segment_uncertainty
 from scaletot_jax.report.report import excerpt, render
 from scaletot_jax.run import read_record, write_record
@@ -35,6 +35,48 @@ def test_the_verdict_stands_on_top_with_its_interval(run, page):
     drawn = re.search(r'aria-label="Spearman: with ẑ minus ….*?"', top)[0]
     assert "Placebo: another user&#x27;s ẑ: +0.002, interval −0.005 to 0.010" in drawn
     assert top.index("<h1") < top.index("<h2")
+
+
+def test_the_answer_says_which_rivals_it_is_about_and_what_the_label_counts(tmp_path):
+    with make_run(tmp_path / "run", word="helped") as run:
+        material = collect(run)
+    verdict = {
+        **material.evaluation["verdict"],
+        "beaten": ["profile"],
+        "lost": ["encoder_labels"],
+        "tied": ["profile_z_shuffled"],
+    }
+    content = str(
+        verdict_section.hero(dataclasses.replace(material, evaluation={**material.evaluation, "verdict": verdict}))
+    )
+    assert (
+        "The rule asks ẑ to be ahead of all 3 rivals. Ahead of: head without ẑ. Behind: encoder_labels. Not told apart from: "
+        "placebo: another user&#x27;s ẑ." in content
+    )
+    assert "lt30 counts the active days among 30." in content
+
+
+def test_systems_stand_in_the_evaluations_order_and_required_rivals_first(run):
+    read = excerpt(run.workdir, run.config, "ltv")
+    systems, paired = (
+        re.findall(r'<th scope="row">(.*?)</th>', body) for body in re.findall(r"<tbody>(.*?)</tbody>", read)[:2]
+    )
+    assert [name.split(":")[0] for name in systems[:4]] == [
+        "Constant",
+        "Ridge on the profile",
+        "Head without ẑ",
+        "Head with ẑ",
+    ]
+    assert paired[0] == "Head without ẑ" and "What the metrics are" in read
+
+
+def test_slices_without_the_verdicts_metric_show_the_nearest_one(run):
+    material = collect(run)
+    evaluation = json.loads(json.dumps(material.evaluation))
+    evaluation["targets"]["lt30"]["features"]["static+early"]["verdict"]["metric"] = "rps_skill"
+    read = str(slices_section.seen(dataclasses.replace(material, evaluation=evaluation)))
+    first = read[: read.index("</table>")]
+    assert "RPS (lower is better): lt30, static+early profile fields" in first and "+0.0310" in first
 
 
 @pytest.mark.parametrize(
