@@ -97,6 +97,7 @@ Result = tuple[str, str]
 def _labels_in_features(m: _Material) -> Result:
     numbers: dict[str, np.ndarray] = {}
     categories: dict[str, list[str | None]] = {}
+    lists: dict[str, list[list[str] | None]] = {}
     for field in m.renderer.fields:
         column = m.table[field.name]
         if field.kind in ("number", "date", "boolean"):
@@ -106,20 +107,23 @@ def _labels_in_features(m: _Material) -> Result:
             places = pc.index_in(column, value_set=pa.array(field.values, pa.string()))
             numbers[field.name] = places.cast(pa.float64()).to_numpy(zero_copy_only=False)
         elif field.kind == "multi":
-            categories[field.name] = [None if v is None else "|".join(sorted(v)) for v in column.to_pylist()]
+            lists[field.name] = column.to_pylist()
         else:
             categories[field.name] = column.to_pylist()
     labels = {name: m.table[name].cast(pa.float64()).to_numpy() for name in m.schema.labels.columns}
-    found = suspicions(numbers, categories, {}, labels)
+    found = suspicions(numbers, categories, lists, {}, labels)
     if found:
         return LEAK, "; ".join(f"field '{s.field}' and label '{s.label}': {s.how} ({s.figure:.3f})" for s in found)
-    return CLEAN, f"{len(numbers) + len(categories)} fields against {len(labels)} labels, {m.table.num_rows} rows"
+    return (
+        CLEAN,
+        f"{len(numbers) + len(categories) + len(lists)} fields against {len(labels)} labels, {m.table.num_rows} rows",
+    )
 
 
 def _labels_in_prompts(m: _Material) -> Result:
     chosen = m.table.take(pa.array(m.sample))
     labels = {name: chosen[name].cast(pa.float64()).to_numpy() for name in m.schema.labels.columns}
-    found = suspicions({}, {}, {"prompt": m.prompts}, labels)
+    found = suspicions({}, {}, {}, {"prompt": m.prompts}, labels)
     if found:
         return LEAK, "; ".join(
             f"label '{s.label}' stands in {s.figure:.0%} more of its own prompts"

@@ -36,6 +36,7 @@ FEWEST_ROWS, RARE = (
     50,
     0.05,
 )  # of the rarer side of a cut: fewer rows prove nothing; a smaller share asks for more than 0.99
+MOST_CODES = 20  # a number with no more values may be a code
 WRITTEN = 0.5  # how much more often a text holds its own row's label than another row's
 _MOST_TEXTS, _MOST_WORDS, _COMMON, _PENALTY = 800, 1000, 5, 0.3  # a word stands in at least so many texts to count
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.]*\d)")
@@ -59,7 +60,11 @@ def number_leak(values: np.ndarray, label: np.ndarray, bound: float = CORRELATED
       bound: of |ρ|.
     """
     present = np.isfinite(values)
-    return _present_leak(values[present], label[present], bound) or _absent(present, label)
+    x, y = values[present], label[present]
+    found = _present_leak(x, y, bound)
+    if not found and len(np.unique(x)) <= MOST_CODES:  # the numbers of segments have no order
+        found = _valued(x, y, bound)
+    return found or _absent(present, label)
 
 
 def category_leak(
@@ -69,6 +74,24 @@ def category_leak(
     present = np.array([value is not None for value in values])
     x, y = np.array([value for value in values if value is not None], str), label[present]
     return _valued(x, y, bound) or _absent(present, label)
+
+
+def list_leak(
+    values: Sequence[Sequence[str] | None], label: np.ndarray, bound: float = CORRELATED
+) -> tuple[str, float] | None:
+    """The same for lists of unordered values [U], None where absent: as wholes, and each value that is common enough by itself."""
+    whole = category_leak([None if v is None else "|".join(sorted(v)) for v in values], label, bound)
+    if whole:
+        return whole
+    present = np.array([value is not None for value in values])
+    held = [set(value) for value in values if value is not None]
+    counts = Counter(word for words in held for word in words)
+    for word, count in sorted(counts.items()):
+        if FEWEST_ROWS <= count <= len(held) - FEWEST_ROWS:
+            area = separation(np.array([float(word in words) for words in held]), label[present])
+            if area is not None:
+                return "separated", area
+    return None
 
 
 def reachable(x: np.ndarray, y: np.ndarray) -> float:
@@ -168,6 +191,7 @@ def worded_leaks(texts: Sequence[str], labels: Mapping[str, np.ndarray], bound: 
 def suspicions(
     numbers: Mapping[str, np.ndarray],
     categories: Mapping[str, Sequence[str | None]],
+    lists: Mapping[str, Sequence[Sequence[str] | None]],
     texts: Mapping[str, Sequence[str]],
     labels: Mapping[str, np.ndarray],
     bound: float = CORRELATED,
@@ -175,7 +199,7 @@ def suspicions(
     """All fields against all labels.
 
     Args:
-      numbers, categories: by field; see :func:`number_leak` and :func:`category_leak`.
+      numbers, categories, lists: by field; see :func:`number_leak`, :func:`category_leak` and :func:`list_leak`.
       texts: by name; see :func:`written_leak` and :func:`worded_leaks`.
       labels: by column.
     """
@@ -186,6 +210,9 @@ def suspicions(
                 out.append(Suspicion(name, column, *found))
         for name, words in categories.items():
             if found := category_leak(words, label, bound):
+                out.append(Suspicion(name, column, *found))
+        for name, several in lists.items():
+            if found := list_leak(several, label, bound):
                 out.append(Suspicion(name, column, *found))
         for name, written in texts.items():
             if excess := written_leak(written, label):

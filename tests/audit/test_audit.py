@@ -149,6 +149,10 @@ NEW_FIELDS = {
     "there for those who came again": lambda t, rng: (pa.array(rng.random(len(label(t))), mask=label(t) == 0), "number"),
     "three bands": lambda t, rng: (pa.array(BANDS[np.digitize(label(t), [1, 6])]), "enum"),
     "five bands": lambda t, rng: (pa.array(BANDS[np.digitize(label(t), [1, 3, 6, 12])]), "enum"),
+    "numbers of segments": lambda t, rng: (pa.array(np.array([2.0, 4.0, 1.0, 3.0])[np.digitize(label(t), [1, 4, 9])]), "number"),
+    "one of a list": lambda t, rng: (
+        pa.array([[*(f"v{i}" for i in rng.choice(40, 4, replace=False)), *(["bought"] if n else [])] for n in label(t)]), "multi",
+    ),
 }  # fmt: skip
 BANDS = np.array(["light", "red", "amber", "dark", "blue"])
 
