@@ -76,7 +76,7 @@ def test_keys_in_backticks_exist(page):
             if part not in node:
                 # the same form names a module, e.g. `teacher.search`, or a file, e.g. `coverage.parquet`
                 place = ROOT / "scaletot_jax" / key.split(".")[0] / f"{key.split('.')[1]}.py"
-                missing += [] if place.exists() or key.endswith((".parquet", ".json", ".jsonl")) else [key]
+                missing += [] if place.exists() or key.endswith((".parquet", ".json", ".jsonl", ".html")) else [key]
                 break
             node = node[part]
     assert not missing, f"{page}: {missing}"
