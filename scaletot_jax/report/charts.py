@@ -234,10 +234,10 @@ def points(
             axes.plot(ends, ends, color=COLOURS["soft"], linewidth=1, linestyle=(0, (3, 3)), clip_on=False)
         if zero:
             axes.axhline(0, color=COLOURS["soft"], linewidth=1, clip_on=False)
+        decades = max(math.log10(max(xs) / min(xs)), 0.7) if logarithmic else 0.0
+        apart = 10 ** (0.022 * decades)  # intervals of one x stand side by side, as far apart on any axis
         for i, (_, line) in enumerate(series, 1):
-            beside = (
-                10 ** (0.016 * (i - (len(series) + 1) / 2)) if logarithmic else 1
-            )  # intervals of one x stand side by side
+            beside = apart ** (i - (len(series) + 1) / 2)
             colour = COLOURS[f"c{i}"]
             known = [(x * beside, row) for x, row in line if row.get("estimate") is not None]
             for x, row in known:

@@ -78,6 +78,20 @@ def test_charts_bear_gaps_constants_and_single_points():
         assert "nan" not in Reader(chart).open and "nan" not in chart
 
 
+@pytest.mark.parametrize("shares", [[7.32], [5.0, 10.0], [0.5, 1.0, 2.5, 7.32, 20.0, 50.0, 100.0]])
+def test_intervals_of_one_share_stand_side_by_side_above_its_tokens(shares):
+    row = {"estimate": 0.01, "low": 0.0, "high": 0.02}
+    below = {share: [f"{share:g}k"] for share in shares}
+    series = [(name, [(share, row) for share in shares]) for name in "abc"]
+    chart = points("a", series, x_label="x", logarithmic=True, below=below)
+    places = sorted(
+        float(x) for x in re.findall(r'<path d="M ([\d.]+) [\d.]+ L \1 [\d.]+" [^>]*stroke="var\(--c\d\)"', chart)
+    )
+    assert len(places) == 3 * len(shares)
+    assert all(after - before >= 4 for before, after in itertools.pairwise(places))  # units; a line is 3 wide
+    assert all(f">{share:g}k</text>" in chart for share in shares)
+
+
 @example(-0.00052, 0.00042)
 @given(st.floats(-0.01, 0), st.floats(1e-5, 0.01))
 def test_the_labels_of_an_axis_of_intervals_do_not_overlap(low, high):
