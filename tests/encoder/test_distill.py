@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import quick_compile
 from encoder.made_up_run import BEST_LAYER, SEGMENTS, MadeUpStudent, files, open_run
 
 from scaletot_jax.encoder import collect, fit, placebos
@@ -19,8 +20,14 @@ from scaletot_jax.profiles.prepare import open_population
 from scaletot_jax.sinks import Sinks
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    with quick_compile.here(tmp_path_factory.mktemp("programs")):
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(quick, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, open_run(tmp_path_factory.mktemp("distill")) as run:
         made = MadeUpStudent(run).install(patch)
         stage = stage_module.distill(run)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import quick_compile
 import tiny
 from teacher.free_spec import spec, write_spec
 
@@ -22,8 +23,14 @@ from scaletot_jax.teacher.teach import teach
 pytestmark = pytest.mark.pipeline
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    with quick_compile.here(tmp_path_factory.mktemp("programs")):
+        yield
+
+
 @pytest.fixture(scope="module")
-def line(tmp_path_factory):
+def line(quick, tmp_path_factory):
     place = tmp_path_factory.mktemp("line")
     config = default_config()
     config.data.name, config.data.limit = "synthetic", 200
