@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import quick_compile
 import tiny
 from lm import family_models
 
@@ -42,8 +43,14 @@ def write_gemma(folder):
     return path
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    with quick_compile.here(tmp_path_factory.mktemp("programs")):
+        yield
+
+
 @pytest.fixture(scope="module")
-def line(tmp_path_factory):
+def line(quick, tmp_path_factory):
     place = tmp_path_factory.mktemp("gemma")
     config = default_config()
     config.data.name, config.data.limit = "synthetic", 200

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import quick_compile
 from encoder.made_up_run import MadeUpStudent, files, open_run
 
 from scaletot_jax.encoder import embed, model
@@ -19,8 +20,14 @@ from scaletot_jax.population import scoring
 from scaletot_jax.profiles.prepare import open_population
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    with quick_compile.here(tmp_path_factory.mktemp("programs")):
+        yield
+
+
 @pytest.fixture(scope="module")
-def distilled(tmp_path_factory):
+def distilled(quick, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, open_run(tmp_path_factory.mktemp("score")) as run:
         MadeUpStudent(run).install(patch)
         distill(run)
