@@ -5,16 +5,16 @@
         --bucket gs://my-bucket/runs/first --config configs/complete_journey.py --workdir /mnt/filestore/scaletot-1 \\
         [-- --config.key=value ...]
 
-It looks with ``tpu_vm.sh status``, decides, and acts with ``tpu_vm.sh create | setup | run | delete``. Between two looks it
+It looks with ``tpu_vm.sh status``, decides, and acts with ``tpu_vm.sh check | create | setup | run | delete``. Between two looks it
 remembers how often it failed and whether it has just started something, no more, so it may be killed and started again at
 any time; the run itself continues from the bucket.
 
 What ends it: the run has ended (its exit code becomes this one's; ends that somebody else brought about, such as a
-preemption, are started again); ``create`` refused its arguments or the recipe (2, 5: it would do so again); ``--failures``
+preemption, are started again); ``check`` failed, or ``create`` refused its arguments (2, 5: it would again); ``--failures``
 looks or actions in a row went wrong; ``--hours`` are over. A run that ended with an error is never started again: somebody
 has to read its log. Nothing is deleted but a queued resource whose VM is already gone.
 
-Exit codes: the run's own; 2 a wrong argument; 5 given up, or the recipe does not fit the slice.
+Exit codes: the run's own; the check's; 2 a wrong argument; 5 given up.
 
 Needs Python 3.9 and nothing else.
 """
@@ -36,15 +36,14 @@ SCRIPT = Path(__file__).resolve().with_name("tpu_vm.sh")
 # Not the run's fault: the bucket did not take it; preempted, or another process of it was lost, of which JAX may abort (134);
 # killed; ended by a signal.
 RETRIED = (74, 75, 134, 137, 143)
-HOPELESS = (
-    2,
-    5,
-)  # a create that ends so does it again: a wrong argument; a recipe that does not fit, a program that is missing
+HOPELESS = (2, 5)  # a create that ends so does it again: a wrong argument; a program that is missing
+TIMED_OUT = 124
 # https://cloud.google.com/tpu/docs/queued-resources: the states of a queued resource
 COMING = ("CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES")
 GONE = ("SUSPENDED", "FAILED")
 GOING = ("SUSPENDING", "DELETING")
 LONGEST_PAUSE_S = 1800.0
+LONGEST_CHECK_S = 3600.0  # three programs, fifteen minutes each at most
 NOT_STARTED = "not started yet"
 
 
@@ -140,7 +139,7 @@ def call(command: list, seconds: float, quiet: bool) -> tuple:
         out, error = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         _end(process)
-        return 124, "", f"no answer within {seconds:.0f} s"
+        return TIMED_OUT, "", f"no answer within {seconds:.0f} s"
     except BaseException:  # Ctrl-C: the child is in a session of its own and would live on
         _end(process)
         raise
@@ -160,6 +159,7 @@ class Commands(NamedTuple):
     """Command lines of ``tpu_vm.sh`` for one run, by what they do."""
 
     status: list
+    check: list
     create: list
     setup: list
     run: list
@@ -175,14 +175,20 @@ class Commands(NamedTuple):
             value = getattr(options, name)
             create += [f"--{name.replace('_', '-')}", value] if value else []
         more = ["--", *overrides] if overrides else []
-        create += ["--config", options.config, *more] if options.check else []
+        check = ["--type", options.type, "--config", options.config]
+        for name in ("local_table", "local_schema", "local_weights"):
+            value = getattr(options, name)
+            check += [f"--{name.replace('_', '-')}", value] if value else []
+        check += ["--no-check"] if options.no_check else []
+        setup = ["--share", options.share] if options.share else []
         run = ["--bucket", options.bucket, "--config", options.config]
         run += ["--workdir", options.workdir] if options.workdir else []
         run += more
         made = {
             "status": ["status", *place],
-            "create": ["create", *place, *create],
-            "setup": ["setup", *place],
+            "check": ["check", *place, *check, *more],
+            "create": ["create", *place, *create, "--no-check"],  # it is checked once, not after every preemption
+            "setup": ["setup", *place, *setup],
             "run": ["run", *place, *run],
             "delete": ["delete", *place, "--yes"],
         }
@@ -193,6 +199,7 @@ def rehearse(commands: Commands, show: bool) -> int:
     """Lets ``tpu_vm.sh`` check the arguments of every step, and prints what the steps would do."""
     titles = {
         "status": "every look",
+        "check": "before the first VM is asked for",
         "create": "where there is no VM",
         "setup": "where the run is not running",
         "run": "and then",
@@ -215,7 +222,7 @@ def say(text: str) -> None:
 
 def watch(commands: Commands, options: argparse.Namespace) -> int:
     """Looks, decides and acts until the run has ended or it gives up."""
-    begun, failures, last, started = time.monotonic(), 0, "", False
+    begun, failures, last, started, checked = time.monotonic(), 0, "", False, False
     while True:
         code, out, error = call(commands.status, options.call_timeout, quiet=True)
         seen = read_status(code, out, error, options.name)
@@ -229,13 +236,16 @@ def watch(commands: Commands, options: argparse.Namespace) -> int:
         if step.action == "end":
             return step.code
         failed, why = step.failed, step.why
-        for name in {"create": ("create",), "delete": ("delete",), "start": ("setup", "run")}.get(step.action, ()):
+        creating = ("create",) if checked else ("check", "create")
+        for name in {"create": creating, "delete": ("delete",), "start": ("setup", "run")}.get(step.action, ()):
             say(f"tpu_vm.sh {name}")
-            code, _, error = call(getattr(commands, name), options.call_timeout, quiet=False)
+            seconds = max(options.call_timeout, LONGEST_CHECK_S) if name == "check" else options.call_timeout
+            code, _, error = call(getattr(commands, name), seconds, quiet=False)
+            checked = checked or (name == "check" and code == 0)
             if code:
                 failed, why = True, f"tpu_vm.sh {name} ended with {code}: {last_line(error)}"
                 say(why)
-                if name == "create" and code in HOPELESS:
+                if (name == "check" and code != TIMED_OUT) or (name == "create" and code in HOPELESS):
                     return code
                 break
             started = name == "run"
@@ -274,10 +284,18 @@ def main(arguments: list | None = None) -> int:
         ("workdir", "on a disk that all workers mount; slices of several hosts need it"),
         ("runtime", "TPU software version"),
         ("valid-until", "give up waiting for a VM after this long, e.g. 6h"),
+        ("share", "HOST:/PATH of an NFS share, mounted on every new VM at /mnt/filestore"),
+        ("local-table", "for the check: what data.path is on this machine"),
+        ("local-schema", "for the check: what data.schema is on this machine"),
+        ("local-weights", "for the check: what lm.weights is on this machine"),
     ):
         parser.add_argument(f"--{name}", default="", help=text)
     parser.add_argument("--spot", action="store_true", help="cheaper, may be taken away at any time")
-    parser.add_argument("--check", action="store_true", help="before a VM is asked for: does the recipe fit the slice?")
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not ask the TPU compiler, before the first VM, whether the recipe fits",
+    )
     parser.add_argument("--poll", type=float, default=60.0, help="seconds between two looks (60)")
     parser.add_argument("--call-timeout", type=float, default=1800.0, help="seconds after which a command hangs (1800)")
     parser.add_argument(

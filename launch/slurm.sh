@@ -18,7 +18,7 @@ launch/slurm.sh --config FILE --workdir DIR [options] [-- --config.key=value ...
   --dry-run            print the job and the command that submits it, and run nothing; needs no Slurm
 
 The processes find each other through Slurm. Two minutes before the time limit, and when the job is preempted, SFT and OSIPO
-save and end with exit code 75; the job is then put back into the queue and continues where it was. Every other stage may be
+save and end with exit code 75; the job is then put back into the queue and continues where it was, unless a task failed. Every other stage may be
 killed at any moment. With several processes, mesh.data=0 uses every GPU: -- --config.mesh.data=0.
 
 exit codes: 0 submitted, 2 a wrong argument (nothing was run), 5 sbatch is missing, else sbatch's own.
@@ -61,8 +61,13 @@ ${time:+#SBATCH --time=$time
 #SBATCH --open-mode=append
 #SBATCH --output=$workdir/slurm-%j.log
 set -uo pipefail
-srun --kill-on-bad-exit=1 $(quote "$environment/bin/scaletot" run --config "$config" --workdir "$workdir" "${overrides[@]+"${overrides[@]}"}")
+wrong=$workdir/.slurm-\$SLURM_JOB_ID.wrong # an error of one task: the others lost it and end with 75, which srun may report instead
+rm -f "\$wrong"
+export wrong
+srun --kill-on-bad-exit=1 bash -c '"\$@"; code=\$?; ((code == 0 || code == 75 || code > 127)) || echo "\$code" >"\$wrong"; exit "\$code"' \\
+  task $(quote "$environment/bin/scaletot" run --config "$config" --workdir "$workdir" "${overrides[@]+"${overrides[@]}"}")
 code=\$?
+if [[ -s \$wrong ]]; then code=\$(head -n 1 "\$wrong"); fi
 if ((code == 75)); then scontrol requeue "\$SLURM_JOB_ID"; fi # saved; the same command continues
 exit "\$code"
 JOB

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ScaleToT on a Cloud TPU VM: create, setup, run, status, delete. --help says how.
+# ScaleToT on a Cloud TPU VM: check, create, setup, run, status, delete. --help says how.
 set -euo pipefail
 export LC_ALL=C # [a-z] means exactly these 26 letters
 
@@ -7,9 +7,9 @@ usage() {
   cat <<'TEXT'
 launch/tpu_vm.sh SUBCOMMAND --name NAME --zone ZONE [options]
 
-  create   ask for a TPU VM through a queued resource      needs --type; --spot, --valid-until; with --config the TPU
-           compiler is asked first whether the recipe fits the slice, and nothing is created where it does not
-  setup    copy the committed code to every worker and install it there; safe to repeat
+  check    would the run refuse this recipe on the slice, and by the TPU compiler's word, does it fit?   needs --type, --config
+  create   check, then ask for a TPU VM through a queued resource   needs --type, --config; --spot, --valid-until, --no-check
+  setup    copy the committed code to every worker and install it there; safe to repeat   --share
   run      copy the code, then start the run on every worker, detached   needs --bucket, --config
   status   state of the queued resource, and of the run on every worker
   delete   delete the TPU VM and its queued resource (asks first; --yes does not)
@@ -22,28 +22,35 @@ options
   --runtime VERSION    TPU software version; default: the one that belongs to the type
   --spot               cheaper, may be taken away at any time
   --valid-until TIME   give up waiting after this long, e.g. 6h (create)
-  --bucket URL         gs://bucket/folder that keeps this run's workdir (run)
-  --config FILE        a recipe inside the repository, e.g. configs/complete_journey.py (run; create)
+  --no-check           create without the check, and without a recipe
+  --local-table FILE, --local-schema FILE, --local-weights DIR   what data.path, data.schema and lm.weights are on this
+                       machine, for the check, where the recipe or the overrides name what lies on the workers' disk
+  --share HOST:/PATH   an NFS share such as Filestore's, mounted on every worker at /mnt/filestore (setup)
+  --bucket URL         gs://bucket/folder that keeps this run's workdir and logs (run)
+  --config FILE        a recipe inside the repository, e.g. configs/complete_journey.py
   --workdir DIR        where the run directory lies on the workers; a slice of several hosts needs one on a disk that all
                        of them mount, such as Filestore (run)
   --yes                delete without asking
   --dry-run            print the exact commands and run nothing; needs no gcloud
-  -- --config.key=value ...   overrides for the recipe (run; create)
+  -- --config.key=value ...   overrides for the recipe (check, create, run)
 
 example, a v5e-16:
-  launch/tpu_vm.sh create --name scaletot-1 --zone us-west4-a --type v5e-16 --spot --config configs/complete_journey.py
-  launch/tpu_vm.sh setup  --name scaletot-1 --zone us-west4-a
+  launch/tpu_vm.sh create --name scaletot-1 --zone us-west4-a --type v5e-16 --spot --config configs/complete_journey.py \
+    -- --config.mesh.fsdp=16 --config.sft.batch_size=16 --config.osipo.prompts=16
+  launch/tpu_vm.sh setup  --name scaletot-1 --zone us-west4-a --share 10.0.0.2:/vol1
   launch/tpu_vm.sh run    --name scaletot-1 --zone us-west4-a --bucket gs://my-bucket/runs/first --config configs/complete_journey.py \
     --workdir /mnt/filestore/scaletot-1 -- --config.mesh.fsdp=16 --config.sft.batch_size=16 --config.osipo.prompts=16
   launch/tpu_vm.sh status --name scaletot-1 --zone us-west4-a
   launch/tpu_vm.sh delete --name scaletot-1 --zone us-west4-a
 
-`run` fetches the workdir from the bucket first, so a run that lost its VM goes on from where it was sent last; worker 0
-sends it after every stage. On several hosts every worker runs the same program and all see one workdir: SFT and OSIPO use
-the chips of the mesh, which is to take them all (--config.mesh.fsdp=16 divides the model among 16,
---config.mesh.data=0 gives each a copy), the other stages run on worker 0 while the others wait.
+`run` fetches the workdir from the bucket where there is none, so a run that lost its VM goes on from what was sent last;
+worker 0 sends it after every stage, and every 15 minutes within one. Each worker's log goes to the folder logs/ of the
+bucket. On several hosts every worker runs the same program and all see one workdir: SFT and OSIPO use the chips of the
+mesh, which is to take them all (--config.mesh.fsdp=16 divides the model among 16, --config.mesh.data=0 gives each a copy),
+the other stages run on worker 0 while the others wait.
 
-exit codes: 0 done, 2 a wrong argument (nothing was run), 5 gcloud or git is missing, else gcloud's own.
+exit codes: 0 done; 2 a wrong argument, or the run would refuse the recipe; 5 the recipe does not fit, or gcloud, git or
+scaletot is missing (nothing was created); another of scaletot's where the check finds something else; else gcloud's own.
 TEXT
 }
 
@@ -52,22 +59,28 @@ source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
 # -- arguments ----------------------------------------------------------------------------------------------------------
 
-name='' runtime='' spot='' valid_until='' bucket='' workdir='' yes=''
+name='' runtime='' spot='' valid_until='' bucket='' workdir='' share='' yes=''
 
 subcommand=${1:-}
 case $subcommand in
-  create | setup | run | status | delete) shift ;;
+  check | create | setup | run | status | delete) shift ;;
   -h | --help | help) usage && exit 0 ;;
   '') usage >&2 && exit 2 ;;
-  *) refuse "unknown subcommand $(quote "$subcommand")" 'it is one of create, setup, run, status, delete' ;;
+  *) refuse "unknown subcommand $(quote "$subcommand")" 'it is one of check, create, setup, run, status, delete' ;;
 esac
 
-take_options 'name zone project type runtime valid-until bucket config workdir' 'spot yes' "$@"
+take_options 'name zone project type runtime valid-until bucket config workdir share local-table local-schema local-weights' \
+  'spot yes no-check' "$@"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 check --name "$name" '[a-z]([-a-z0-9]{0,61}[a-z0-9])?' scaletot-1
 check_place
-
-if [[ $subcommand == create ]]; then
+check_local
+# What is given is checked, whether this subcommand uses it or not: a wrong name is found before a VM is paid for.
+needed=" $(case $subcommand in check | create) echo type ;; run) echo bucket config ;; esac) "
+if [[ $subcommand == check || ($subcommand == create && -z "$no_check") ]]; then needed+='config '; fi
+wanted() { [[ -n "${!1}" || $needed == *" $1 "* ]]; }
+if wanted type; then
   check_slice
   case $type in
     v5litepod-*) default_runtime=v2-alpha-tpuv5-lite ;;
@@ -76,21 +89,17 @@ if [[ $subcommand == create ]]; then
     *) default_runtime=tpu-ubuntu2204-base ;;
   esac
   runtime=${runtime:-$default_runtime}
-  check --runtime "$runtime" '[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?' v2-alpha-tpuv5-lite
-  [[ -z "$valid_until" ]] || check --valid-until "$valid_until" '[1-9][0-9]{0,5}[smhd]' 6h
 fi
-
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-if [[ $subcommand == run ]]; then
+if wanted runtime; then check --runtime "$runtime" '[a-z0-9]([-.a-z0-9]{0,61}[a-z0-9])?' v2-alpha-tpuv5-lite; fi
+if wanted valid_until; then check --valid-until "$valid_until" '[1-9][0-9]{0,5}[smhd]' 6h; fi
+if wanted bucket; then
   check --bucket "$bucket" 'gs://[a-z0-9][-._a-z0-9]{1,61}[a-z0-9](/[A-Za-z0-9_][-.A-Za-z0-9_]*)*' gs://my-bucket/runs/first
-  [[ -z "$workdir" ]] || check --workdir "$workdir" '(/[A-Za-z0-9_][-.A-Za-z0-9_]*)+' /mnt/filestore/scaletot-1
-  [[ -n "$config" ]] || check --config '' '' configs/complete_journey.py
 fi
-if [[ $subcommand == run || $subcommand == create ]] && [[ -n "$config" ]]; then
-  check_recipe
-elif ((${#overrides[@]})); then
-  refuse "$subcommand takes no overrides" 'only run, and create with --config, use them'
+if wanted workdir; then check --workdir "$workdir" '(/[A-Za-z0-9_][-.A-Za-z0-9_]*)+' /mnt/filestore/scaletot-1; fi
+if wanted share; then check --share "$share" '[a-z0-9]([-.a-z0-9]*[a-z0-9])?:(/[A-Za-z0-9_][-.A-Za-z0-9_]*)+' 10.0.0.2:/vol1; fi
+if wanted config; then check_recipe; fi
+if ((${#overrides[@]})) && [[ -z "$config" || $subcommand != @(check|create|run) ]]; then
+  refuse "$subcommand takes no overrides here" 'only check, create and run use them, with --config'
 fi
 
 # -- commands -----------------------------------------------------------------------------------------------------------
@@ -111,32 +120,18 @@ run_status() { on_workers 'if [ -f scaletot/launch/tpu_worker.sh ]; then bash sc
 unpack='if bash scaletot/launch/tpu_worker.sh status 2>/dev/null | grep -q "^running"; then echo "the run goes on, with the code it has"; '
 unpack+='else rm -rf scaletot.new && mkdir scaletot.new && tar -xzf scaletot.tar.gz -C scaletot.new && rm -rf scaletot && mv scaletot.new scaletot; fi'
 
-sync_code() { # the last commit, never half-edited files
-  need git 'install git'
-  if [[ -z "$dry_run" ]] && ! git diff --quiet HEAD --; then
-    printf 'tpu_vm.sh: note: uncommitted changes are not copied; the workers get commit %s\n' "$(git rev-parse --short HEAD)" >&2
-  fi
-  act mkdir -p build
-  act git archive --format=tar.gz --output="$archive" HEAD
+sync_code() {
+  archive_commit tar.gz "$archive"
   act gcloud compute tpus tpu-vm scp "$archive" "$name:scaletot.tar.gz" "${where[@]}" --worker=all
   on_workers "$unpack"
 }
 
-fits() { # the mesh against the chips, the memory against the TPU compiler's figure
-  local slice=${type/#v5litepod-/v5e-}
-  case $slice in
-    v5e-* | v5p-* | v6e-*) ;;
-    *) printf 'tpu_vm.sh: note: whether the recipe fits a %s is not checked; known are v5e, v5p and v6e\n' "$slice" >&2 && return ;;
-  esac
-  need scaletot 'activate the environment that make install made'
-  act scaletot plan --config "$config" --target "$slice" --compile "${overrides[@]+"${overrides[@]}"}"
-}
-
-need gcloud 'install the Google Cloud CLI (cloud.google.com/sdk)'
+[[ $subcommand == check ]] || need gcloud 'install the Google Cloud CLI (cloud.google.com/sdk)'
 
 case $subcommand in
+  check) fits ;;
   create)
-    [[ -z "$config" ]] || fits
+    fits
     options=(--node-id="$name" --accelerator-type="$type" --runtime-version="$runtime")
     [[ -z "$spot" ]] || options+=(--spot)
     [[ -z "$valid_until" ]] || options+=(--valid-until-duration="$valid_until")
@@ -144,7 +139,7 @@ case $subcommand in
     ;;
   setup)
     sync_code
-    on_workers 'bash scaletot/launch/tpu_worker.sh setup'
+    on_workers "bash scaletot/launch/tpu_worker.sh setup${share:+ $share}"
     ;;
   run)
     sync_code

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The half of tpu_vm.sh that runs on each worker of a TPU VM: setup, start BUCKET CONFIG [--config.key=value ...], status.
+# The half of tpu_vm.sh that runs on each worker of a TPU VM: setup [SHARE], start BUCKET CONFIG [--config.key=value ...], status.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,8 +32,17 @@ make_environment() { # TPU images bring Python 3.10; the package needs 3.11
   python3 -m uv venv --quiet --seed --clear --python 3.11 "$environment"
 }
 
+mount_share() { # HOST:/PATH
+  if mountpoint --quiet /mnt/filestore; then return; fi
+  command -v mount.nfs >/dev/null || { sudo apt-get update --quiet && sudo apt-get install --quiet --yes nfs-common; }
+  sudo mkdir -p /mnt/filestore
+  sudo mount -t nfs "$1" /mnt/filestore
+  sudo chmod go+rw /mnt/filestore
+}
+
 setup() { # idempotent: redone only when the requirements changed
   local wanted
+  if (($#)); then mount_share "$1"; fi
   wanted=$(sha256sum setup.py | cut -d' ' -f1)
   if [[ -f $environment/.ready && $(<"$environment/.ready") == "$wanted" ]]; then
     echo 'setup: nothing to do'
@@ -176,5 +185,5 @@ status() {
 
 case ${1:-} in
   setup | start | status | work) "$@" ;;
-  *) echo 'tpu_worker.sh: setup | start BUCKET CONFIG [--config.key=value ...] | status' >&2 && exit 2 ;;
+  *) echo 'tpu_worker.sh: setup [SHARE] | start BUCKET CONFIG [--config.key=value ...] | status' >&2 && exit 2 ;;
 esac

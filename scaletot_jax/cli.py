@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 an unexpected failure; 2 usage or configuration; 3 bad input data; 4 a run directory of another
 configuration or in use; 5 a resource ran out; 6 the quality watch raised an alarm; 7 an audit found a leak; 8 a run was not
-reproduced; 75 told to stop by SIGTERM, after saving; 130 interrupted (continue with the same command).
+reproduced; 75 told to stop by SIGTERM, after saving, or another process of the run was lost; 130 interrupted (continue with
+the same command).
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ _EPILOG = """examples:
 Every key of the configuration can be set as --config.section.key=value; 'scaletot plan' prints them all.
 A killed command continues where it was when it is typed again. Exit codes: 0 done, 1 unexpected, 2 usage or
 configuration, 3 bad input, 4 run directory of another configuration or in use, 5 out of disk, memory or budget,
-6 alarm of the quality watch, 7 an audit found a leak, 8 a run was not reproduced, 75 told to stop by SIGTERM,
-130 interrupted."""
+6 alarm of the quality watch, 7 an audit found a leak, 8 a run was not reproduced, 75 told to stop by SIGTERM or
+another process of the run was lost (start it again), 130 interrupted."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -160,15 +161,18 @@ def _execute(arguments: Sequence[str]) -> int:
     workdir = Path(options.workdir or Path("runs") / Path(options.config).stem)
 
     if options.verb == "plan":
+        from scaletot_jax.parallel.tpu.plan import plan_target, workloads
         from scaletot_jax.parallel.tpu.topology import target
         from scaletot_jax.plan import plan, show
 
         where = target(options.target) if options.target else None
+        if where is not None:
+            workloads(
+                config.to_dict(), 1, 1, where
+            )  # a mesh or a batch that the run refuses, said before anything is timed
         found = plan(config, workdir)
         print(show(found))
         if where is not None:
-            from scaletot_jax.parallel.tpu.plan import plan_target, workloads
-
             works = workloads(config.to_dict(), *found.padded, where)
             for text in plan_target(works, found.model, where, compile=options.compile):
                 print(text, flush=True)
@@ -210,14 +214,21 @@ def _execute(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``scaletot`` command; returns the exit code."""
+    orderly = False
     try:
         code = _guarded(arguments)
-    except Exception:
+        orderly = code == 0
+    except PreemptedError as error:  # all of them leave together
+        code, orderly = _say(error), True
+    except ScaleToTError as error:
+        code = _say(error)
+    except Exception as error:
         if distributed.count() == 1:
             raise
         traceback.print_exc()
-        code = 1
-    if code not in (0, PreemptedError.exit_code) and distributed.count() > 1:
+        gone = distributed.lost(error)
+        code = _say(gone) if gone else 1
+    if not orderly and distributed.count() > 1:
         # The others wait for this process in the middle of a step. An orderly end would wait for them in turn.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -225,16 +236,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _say(error: ScaleToTError) -> int:
+    print(f"scaletot: {error}", file=sys.stderr)
+    return error.exit_code
+
+
 def _guarded(arguments: Sequence[str] | None) -> int:
-    """Runs the command; an expected failure becomes its message and exit code."""
+    """Runs the command; what the machine refuses becomes a message and an exit code."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not accelerators():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an installed libtpu would look for a TPU for seconds, noisily
     try:
         return _execute(sys.argv[1:] if arguments is None else arguments)
-    except ScaleToTError as error:
-        print(f"scaletot: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("scaletot: interrupted; the same command continues where it was", file=sys.stderr)
         return 130

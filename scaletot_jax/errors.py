@@ -76,3 +76,9 @@ class PreemptedError(ScaleToTError):
     """The machine is to be taken away; the work is saved and the same command continues it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+class LostProcessError(ScaleToTError):
+    """Another process of the same run has ended or cannot be reached; started again together, they continue."""
+
+    exit_code = 75  # as after a preemption, which is what takes a process away as a rule

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaletot_jax.errors import ConfigError, ResourceError
+from scaletot_jax.errors import ConfigError, LostProcessError
 
 _NAMES = ("SCALETOT_COORDINATOR", "SCALETOT_PROCESSES", "SCALETOT_PROCESS")
 _WAIT_S = 7 * 24 * 3600  # the first process may be teaching for days while the others wait
@@ -104,7 +105,8 @@ def initialize(coordinator: str = "", processes: int | None = None, process: int
       whether this process is one of several.
 
     Raises:
-      ConfigError: as :func:`find_group`, or the others could not be reached.
+      ConfigError: as :func:`find_group`, or nothing says who the others are.
+      LostProcessError: the others could not be reached.
     """
     group = find_group(os.environ, coordinator, processes, process)
     if group is None or _joined():
@@ -114,7 +116,8 @@ def initialize(coordinator: str = "", processes: int | None = None, process: int
     try:
         jax.distributed.initialize(group.coordinator, group.processes, group.process, initialization_timeout=_JOIN_S)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(
+        # A RuntimeError: one of them is not there, which may be as passing as its end. A ValueError: nobody says who they are.
+        raise (LostProcessError if isinstance(error, RuntimeError) else ConfigError)(
             "the processes of this run did not find each other",
             where=group.coordinator or "the cluster's own description",
             why=str(error).splitlines()[0],
@@ -169,17 +172,37 @@ def leads() -> bool:
     return index() == 0
 
 
+# What JAX's coordinator, Gloo (CPU) and NCCL (GPU) say where the other end is gone; the type is RuntimeError or ValueError.
+_GONE = re.compile(
+    r"\b(UNAVAILABLE|ABORTED)\b|Gloo .* failed|Connection (reset|closed) by peer|heartbeat|"
+    r"NCCL .*(remote|network|peer)|[Cc]oordination service"
+)
+
+
+def lost(error: BaseException | None) -> LostProcessError | None:
+    """The error to show where ``error``, or what it came from, says that another process of this run is gone; else None."""
+    while error is not None:
+        if count() > 1 and isinstance(error, (RuntimeError, ValueError, OSError)) and _GONE.search(str(error)):
+            return _lost(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _lost(error: BaseException) -> LostProcessError:
+    return LostProcessError(
+        "another process of this run has ended",
+        where=f"process {index()} of {count()}, waiting for it",
+        why=str(error).splitlines()[0][:200],
+        do="see what that process said, then start the same command again in every process",
+    )
+
+
 @contextlib.contextmanager
 def _others_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # JaxRuntimeError: UNAVAILABLE, or ABORTED by the coordinator
-        raise ResourceError(
-            "another process of this run has ended",
-            where=f"process {index()} of {count()}, waiting for it",
-            why=str(error).splitlines()[0][:200],
-            do="see what that process said, then start the same command again in every process",
-        ) from error
+        raise _lost(error) from error
 
 
 def barrier(name: str) -> None:

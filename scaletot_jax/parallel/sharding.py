@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from scaletot_jax.errors import ConfigError
 
@@ -113,7 +113,7 @@ _ADAPTERS: dict[str, tuple[str | None, ...]] = {
 }
 
 
-def parameter_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
+def parameter_shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules) -> Any:
     """NamedShardings for base parameters, adapters, or any tree that repeats their leaf names.
 
     Optimiser moments carry the names of the parameters they belong to and are split alike; every other leaf (counts,
@@ -122,7 +122,7 @@ def parameter_shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     Raises:
       ConfigError: a dimension is not divisible by the mesh axes that split it.
     """
-    sizes = dict(zip(mesh.axis_names, mesh.devices.shape))
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes))
 
     def leaf(path: tuple, value: Any) -> NamedSharding:
         name = next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import ROOT, make_checkout
+from launching import ROOT, fake, make_checkout
 
 SCRIPT = ROOT / "launch" / "babysit.py"
 spec = importlib.util.spec_from_file_location("babysit", SCRIPT)
@@ -21,6 +21,7 @@ Seen, decide = babysit.Seen, babysit.decide
 
 ARGUMENTS = ["--name", "scaletot-1", "--zone", "us-west4-a", "--type", "v5e-16", "--spot"]
 ARGUMENTS += ["--bucket", "gs://my-bucket/runs/first", "--config", "launch/fake_recipe.py"]
+POD = ["--share", "10.0.0.2:/vol1", "--workdir", "/mnt/filestore/scaletot-1", "--local-table", "users.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +155,11 @@ def cloud(tmp_path):
     program = folder / "gcloud"
     program.write_text(GCLOUD.format(python=sys.executable, folder=str(folder)))
     program.chmod(0o755)
+    fake(folder, "scaletot", f"sys.exit(int(open({str(folder / 'plan')!r}).read()))\n")
 
-    def tell(looks, *more, timeout=120):
+    def tell(looks, *more, timeout=120, plan=0):
         (folder / "looks.json").write_text(json.dumps(looks))
+        (folder / "plan").write_text(str(plan))
         for name in ("count", "calls"):
             (folder / name).unlink(missing_ok=True)
         command = [sys.executable, str(checkout / "launch" / "babysit.py"), *ARGUMENTS, "--poll", "0.01", *more]
@@ -243,6 +246,20 @@ def test_a_create_that_was_refused_is_not_tried_again(cloud, code):
     assert calls == ["create"] and f"ended with {code}" in done.stdout
 
 
+@pytest.mark.parametrize("code", [2, 3, 5])
+def test_what_the_check_finds_ends_it_before_anything_is_created(cloud, code):
+    done, calls = cloud([{"state": "ABSENT"}], plan=code)
+    assert done.returncode == code and calls == [], done.stdout
+    done, calls = cloud([{"state": "ABSENT"}, ended(0)], "--no-check", plan=code)
+    assert done.returncode == 0 and calls == ["create"], done.stdout
+
+
+def test_a_check_that_passed_is_not_done_again_after_a_preemption(cloud):
+    done, calls = cloud([{"state": "ABSENT"}, {"state": "SUSPENDED"}, {"state": "ABSENT"}, ended(0)])
+    assert done.returncode == 0 and calls == ["create", "delete", "create"]
+    assert done.stdout.count("tpu_vm.sh check") == 1
+
+
 def test_a_start_that_leaves_nothing_running_is_a_failure(cloud):
     idle = {"state": "ACTIVE", "workers": "not running"}
     done, calls = cloud([idle] * 20, "--failures", "3")
@@ -267,6 +284,6 @@ def test_a_wrong_argument_is_refused_before_any_call(cloud):
 
 
 def test_dry_run_prints_every_command_and_calls_nothing(cloud):
-    done, calls = cloud([{"state": "ABSENT"}], "--dry-run", "--", "--config.seed=3")
+    done, calls = cloud([{"state": "ABSENT"}], "--dry-run", *POD, "--", "--config.seed=3")
     assert done.returncode == 0 and calls == []
     assert done.stdout == (Path(__file__).parent / "golden" / "babysit.txt").read_text()

@@ -86,6 +86,8 @@ def test_dry_run_prints_the_golden_commands_and_calls_nothing(checkout, tmp_path
         ("slurm.sh", [*SLURM, "--account", "x\n#SBATCH --uid=0"], "--account"),
         ("slurm.sh", [*SLURM, "--", "--workdir=/"], "override"),
         ("gke_xpk.sh", ["create", *GKE, *RECIPE], "--type is missing"),
+        ("gke_xpk.sh", ["status", *GKE, "--storage", "$(x)"], "--storage"),
+        ("gke_xpk.sh", ["delete", *GKE, "--type", "v5p-7"], "--type"),
         ("gke_xpk.sh", [*CREATE, "--storage", "$(x)"], "--storage"),
         ("gke_xpk.sh", [*CREATE, "--workdir", "relative"], "--workdir"),
         ("gke_xpk.sh", [*CREATE, "--image", "a b"], "--image"),
@@ -126,14 +128,38 @@ def test_the_job_goes_back_into_the_queue_after_a_preemption_alone(checkout, tmp
     done = subprocess.run(["bash", "job.sh"], cwd=checkout, env=env, capture_output=True, text=True)
     assert done.returncode == code and done.stderr == ""
     made = calls(bin_folder)
-    assert made[0][-1] == HOSTILE and made[0][2:4] == ["run", "--config"]
+    assert made[0][-1] == HOSTILE and made[0][6:8] == ["run", "--config"]
     assert made[1:] == ([["requeue", "71"]] if requeued else [])
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "requeued"), [((3, 75), 3, False), ((137, 75), 75, True), ((75, 75), 75, True)]
+)
+def test_an_error_of_one_task_is_not_outvoted_by_those_that_lost_it(checkout, tmp_path, ends, code, requeued):
+    """srun reports the highest code, and the tasks that lost another end with 75; a job that ends so is done again."""
+    bin_folder = tmp_path / "bin"
+    fake(bin_folder, "sbatch", "open('job.sh', 'w').write(sys.stdin.read())\n")
+    fake(
+        bin_folder,
+        "srun",
+        f"import subprocess\nfor end in {ends}: subprocess.run(arguments[1:], env=os.environ | {{'END': str(end)}})\nsys.exit(75)\n",
+    )
+    fake(bin_folder, "scontrol", "log(arguments)\n")
+    (tmp_path / "venv").mkdir()
+    fake(tmp_path / "venv" / "bin", "scaletot", "sys.exit(int(os.environ['END']))\n")
+    path, workdir = f"{bin_folder}:{os.environ['PATH']}", tmp_path / "run"
+    arguments = [*RECIPE, "--workdir", str(workdir), "--environment", str(tmp_path / "venv")]
+    assert run_script(checkout, "slurm.sh", *arguments, path=path).returncode == 0
+    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "71"}
+    done = subprocess.run(["bash", "job.sh"], cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr == ""
+    assert (bin_folder / "calls.jsonl").exists() == requeued
 
 
 def test_an_override_survives_the_shell_in_the_pod_unchanged(checkout, tmp_path):
     bin_folder = fake(tmp_path / "bin", "xpk", "log(arguments)\n")
     path = f"{bin_folder}:{os.environ['PATH']}"
-    assert run_script(checkout, "gke_xpk.sh", *CREATE, "--", HOSTILE, path=path).returncode == 0
+    assert run_script(checkout, "gke_xpk.sh", *CREATE, "--no-check", "--", HOSTILE, path=path).returncode == 0
     (call,) = calls(bin_folder)
     command = call[-1].removeprefix("--command=")
     for program in ("pip", "scaletot"):
@@ -141,6 +167,40 @@ def test_an_override_survives_the_shell_in_the_pod_unchanged(checkout, tmp_path)
     subprocess.run(["sh", "-c", command], env={**os.environ, "PATH": path}, check=True, cwd=tmp_path)
     assert calls(bin_folder)[-1][-1] == HOSTILE
     assert not (tmp_path / "pwned").exists()
+
+
+def test_the_image_holds_the_commit_alone(checkout, tmp_path):
+    """Neither an environment, nor a run with its user table, nor what is not committed."""
+    body = (
+        "folder = next(word for word in arguments if word.startswith('--script-dir=')).partition('=')[2]\n"
+        "log(sorted(os.path.join(place, name) for place, _, names in os.walk(folder) for name in names))\n"
+        "log(open(folder + '/setup.py').read())\n"
+    )
+    bin_folder = fake(tmp_path / "bin", "xpk", body)
+    path = f"{bin_folder}:{os.environ['PATH']}"
+    committed = subprocess.run(["git", "-C", str(checkout), "ls-files"], capture_output=True, text=True, check=True)
+    for name in (
+        "runs/first/prepare/population.parquet",
+        ".venv/bin/python",
+        "build/scaletot-1.image/of-an-earlier-commit",
+    ):
+        (checkout / name).parent.mkdir(parents=True)
+        (checkout / name).touch()
+    (checkout / "setup.py").write_text("version = 2\n")
+    result = run_script(checkout, "gke_xpk.sh", *CREATE, "--no-check", path=path)
+    assert result.returncode == 0 and "uncommitted changes are not copied" in result.stderr
+    files, setup = calls(bin_folder)
+    assert files == sorted("build/scaletot-1.image/" + name for name in committed.stdout.split())
+    assert setup == "version = 1\n"
+
+
+def test_no_workload_is_created_where_the_recipe_does_not_fit(checkout, tmp_path):
+    bin_folder = fake(tmp_path / "bin", "xpk", "log(arguments)\n")
+    fake(bin_folder, "scaletot", "log(['scaletot', *arguments])\nsys.exit(5)\n")
+    result = run_script(checkout, "gke_xpk.sh", *CREATE, "--", HOSTILE, path=f"{bin_folder}:{os.environ['PATH']}")
+    assert result.returncode == 5
+    place = [*RECIPE, "--workdir", "build/scaletot-1.plan"]
+    assert calls(bin_folder) == [["scaletot", "plan", *place, "--target", "v5e-16", "--compile", HOSTILE]]
 
 
 def wait_for(condition, seconds=30.0):

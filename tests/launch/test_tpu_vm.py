@@ -19,16 +19,41 @@ VM = ["--name", "scaletot-1", "--zone", "us-west4-a"]
 RUN = [*VM, "--bucket", "gs://my-bucket/runs/first", "--config", "launch/fake_recipe.py"]
 
 DRY_RUNS = {
-    "create": ["create", *VM, "--type", "v5e-16", "--spot", "--project", "my-project", "--valid-until", "6h"],
+    "create": [
+        "create",
+        *VM,
+        "--type",
+        "v5e-16",
+        "--spot",
+        "--project",
+        "my-project",
+        "--valid-until",
+        "6h",
+        "--no-check",
+    ],
+    "check": [
+        *["check", *VM, "--type", "v5p-8", "--config", "launch/fake_recipe.py", "--local-table", "here/users.parquet"],
+        *[
+            "--local-schema",
+            "/x/users.yaml",
+            "--local-weights",
+            "lm",
+            "--",
+            "--config.data.path=/mnt/filestore/u.parquet",
+        ],
+    ],
     "create_checked": ["create", *VM, "--type", "v5e-16", "--config", "launch/fake_recipe.py", "--", "--config.seed=3"],
-    "create_v6e": ["create", *VM, "--type", "v6e-8"],
+    "create_v6e": ["create", *VM, "--type", "v6e-8", "--no-check"],
     "setup": ["setup", *VM],
+    "setup_pod": ["setup", *VM, "--share", "10.0.0.2:/vol1"],
     "run": ["run", *RUN, "--", "--config.seed=3", "--config.data.path=it's a $(file); really"],
     "run_pod": ["run", *RUN, "--workdir", "/mnt/filestore/scaletot-1", "--", "--config.mesh.data=0"],
     "status": ["status", *VM],
     "delete": ["delete", *VM, "--project", "my-project"],
     "delete_yes": ["delete", *VM, "--yes"],
 }
+IMPOSSIBLE = ["v5p-7", "v5p-99999", "v5p-12416", "v5p-24", "v4-9", "v4-4224", "v4-192", "v3-9", "v2-16"]
+SOLD = ["v5p-8", "v5p-384", "v5p-12288", "v4-64", "v4-4096", "v3-32", "v2-8", "v5litepod-8", "v6e-256"]
 
 
 @pytest.fixture
@@ -74,7 +99,19 @@ def test_dry_run_prints_the_golden_commands_without_gcloud(checkout, tmp_path, n
         (["create", "--name", "a\nb", "--zone", "us-west4-a", "--type", "v5e-16"], "--name"),
         (["create", "--name", "a", "--zone", "us-west4", "--type", "v5e-16"], "--zone"),
         (["create", *VM], "--type is missing"),
+        (["create", *VM, "--type", "v5e-16"], "--config is missing"),
+        (["check", *VM, "--type", "v5e-16", "--no-check"], "--config is missing"),
         (["create", *VM, "--type", "v5e-17"], "--type"),
+        *[(["create", *VM, "--no-check", "--type", name], "--type") for name in IMPOSSIBLE],
+        (["create", *VM, "--no-check", "--type", "v5e-16", "--bucket", "BAD NAME"], "--bucket"),
+        (["status", *VM, "--type", "v5e-17"], "--type"),
+        (["setup", *VM, "--share", "10.0.0.2"], "--share"),
+        (["setup", *VM, "--share", "10.0.0.2:/vol1;reboot"], "--share"),
+        (["delete", *VM, "--config", "configs/none.py"], "does not exist"),
+        (
+            ["create", *VM, "--type", "v5e-16", "--config", "launch/fake_recipe.py", "--local-table", "$(x)"],
+            "--local-table",
+        ),
         (["create", *VM, "--type", "a100"], "--type"),
         (["create", *VM, "--type", "v5e-16", "--project", "Bad Project"], "--project"),
         (["create", *VM, "--type", "v5e-16", "--runtime", "$(x)"], "--runtime"),
@@ -91,7 +128,8 @@ def test_dry_run_prints_the_golden_commands_without_gcloud(checkout, tmp_path, n
         (["run", *RUN, "--", "--workdir=/"], "override"),
         (["run", *RUN, "--", "--config.seed=1\n2"], "override"),
         (["status", *VM, "--", "--config.seed=1"], "takes no overrides"),
-        (["create", *VM, "--type", "v5e-16", "--", "--config.seed=1"], "takes no overrides"),
+        (["create", *VM, "--type", "v5e-16", "--no-check", "--", "--config.seed=1"], "takes no overrides"),
+        (["setup", *VM, "--config", "launch/fake_recipe.py", "--", "--config.seed=1"], "takes no overrides"),
         (["create", *VM, "--type", "v5e-16", "--config", "configs/none.py"], "does not exist"),
     ],
 )
@@ -107,6 +145,12 @@ def test_a_wrong_argument_is_refused_and_nothing_is_called(checkout, tmp_path, a
     assert not (bin_folder / "calls.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", SOLD)
+def test_slices_that_are_sold_are_taken(checkout, name):
+    result = run(checkout, "create", *VM, "--no-check", "--dry-run", "--type", name)
+    assert result.returncode == 0 and f"--accelerator-type={name} " in result.stdout, result.stderr
+
+
 @pytest.mark.parametrize("name", ["create", "status", "delete"])
 def test_without_gcloud_a_clear_error(checkout, tmp_path, name):
     result = run(checkout, *DRY_RUNS[name], path=without(tmp_path, "gcloud"))
@@ -119,8 +163,20 @@ def test_nothing_is_created_where_the_recipe_does_not_fit(checkout, tmp_path):
     fake(bin_folder, "scaletot", "log(['scaletot', *arguments])\nsys.exit(5)\n")
     result = run(checkout, *DRY_RUNS["create_checked"], path=f"{bin_folder}:{os.environ['PATH']}")
     assert result.returncode == 5
-    plan = ["plan", "--config", "launch/fake_recipe.py", "--target", "v5e-16", "--compile", "--config.seed=3"]
+    place = ["--config", "launch/fake_recipe.py", "--workdir", "build/scaletot-1.plan"]
+    plan = ["plan", *place, "--target", "v5e-16", "--compile", "--config.seed=3"]
     assert calls(bin_folder) == [["scaletot", *plan]]
+    assert "nothing is created" in result.stderr and "--no-check" in result.stderr
+
+
+def test_the_check_works_in_a_folder_of_its_own_and_leaves_nothing_of_the_table(checkout, tmp_path):
+    body = "folder = arguments[arguments.index('--workdir') + 1]\nlog(os.path.exists(folder))\nos.makedirs(folder + '/prepare')\n"
+    bin_folder = fake(tmp_path / "bin", "gcloud", "")
+    fake(bin_folder, "scaletot", body)
+    (checkout / "build" / "scaletot-1.plan" / "of another configuration").mkdir(parents=True)
+    result = run(checkout, *DRY_RUNS["create_checked"], path=f"{bin_folder}:{os.environ['PATH']}")
+    assert result.returncode == 0 and calls(bin_folder) == [False]
+    assert not (checkout / "build" / "scaletot-1.plan").exists()
 
 
 def test_a_slice_that_the_compiler_does_not_know_is_said_to_be_unchecked(checkout, tmp_path):
@@ -136,7 +192,7 @@ def test_the_real_calls_are_the_printed_ones(checkout, tmp_path):
     fake(bin_folder, "scaletot", "")
     path = f"{bin_folder}:{os.environ['PATH']}"
     for name, arguments in DRY_RUNS.items():
-        (bin_folder / "calls.jsonl").unlink(missing_ok=True)
+        (bin_folder / "calls.jsonl").write_text("")
         result = run(checkout, *arguments, path=path)
         assert result.returncode == 0, result.stderr
         printed = [shlex.split(line) for line in (GOLDEN / f"{name}.txt").read_text().splitlines()]
@@ -370,6 +426,24 @@ def test_worker_setup_is_idempotent_and_redone_when_requirements_change(checkout
     (checkout / "setup.py").write_text("version = 2\n")
     assert worker("setup").stdout == "setup: done\n"
     assert len([call for call in calls(worker.bin) if call[0] == "python"]) == 2 * len(first)
+
+
+def test_worker_mounts_the_share_once(checkout, tmp_path):
+    worker = Worker(tmp_path, checkout)
+    mounted = str(tmp_path / "mounted")
+    fake(worker.bin, "mountpoint", f"sys.exit(not os.path.exists({mounted!r}))\n")
+    fake(worker.bin, "mount.nfs", "")
+    fake(worker.bin, "sudo", f"log(arguments)\nif arguments[0] == 'mount': open({mounted!r}, 'w')\n")
+    for _ in range(2):
+        assert worker("setup", "10.0.0.2:/vol1").returncode == 0
+    assert [call for call in calls(worker.bin) if call[0] != "python"] == [
+        ["mkdir", "-p", "/mnt/filestore"],
+        ["mount", "-t", "nfs", "10.0.0.2:/vol1", "/mnt/filestore"],
+        ["chmod", "go+rw", "/mnt/filestore"],
+    ]
+    fake(worker.bin, "sudo", "sys.exit(arguments[0] == 'mount')\n")
+    os.unlink(mounted)
+    assert worker("setup", "10.0.0.2:/vol1").returncode != 0
 
 
 # -- the bucket ---------------------------------------------------------------------------------------------------------

@@ -148,6 +148,67 @@ def test_two_processes_talk_and_the_end_of_one_ends_the_other(tmp_path):
     assert ["whole" in out for _, out, _ in done] == [True, True], done
     assert done[0][0] == 5 and "the disk is full" in done[0][2]
     # The other learns of it where it waits, or JAX's own watch ends it before that.
-    assert done[1][0] < 0 or (done[1][0] == 5 and "another process of this run has ended" in done[1][2])
+    assert done[1][0] < 0 or (done[1][0] == 75 and "another process of this run has ended" in done[1][2])
     assert [(tmp_path / f"by{i}.json").exists() for i in (0, 1)] == [True, False]
     assert "3 is damaged" in done[0][2] and "is damaged" not in done[1][2]
+
+
+LOOP = """
+import sys, time
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from scaletot_jax import cli
+from scaletot_jax.parallel import distributed
+from scaletot_jax.parallel.mesh import make_mesh
+
+def work(arguments):
+    distributed.initialize()
+    split = NamedSharding(make_mesh(fsdp=2), PartitionSpec("fsdp"))
+    array = distributed.place(np.ones((4, 3), np.float32), split)
+    step = jax.jit(lambda x: x / x.sum(), out_shardings=split)
+    for number in range(100_000):
+        array = step(array)
+        distributed.gather(array)
+        if number == 3:
+            print("stepping", flush=True)
+
+cli._execute = work
+sys.exit(cli.main([]))
+"""
+
+
+def test_a_process_that_is_killed_amid_a_step_ends_the_other_with_75():
+    """The other meets the loss in a product of the devices, where no call of this package stands in between."""
+    group = processes.start(LOOP, processes=2, environ=processes.environment())
+    assert any("stepping" in line for line in group[1].stdout)
+    group[1].kill()
+    done = processes.finish(group)
+    assert [code for code, _, _ in done] == [75, -9], done
+    assert "another process of this run has ended" in done[0][2]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error: Connection reset by peer"), True),
+        (RuntimeError("UNAVAILABLE: failed to connect to all addresses"), True),
+        (
+            RuntimeError(
+                "INTERNAL: NCCL operation ncclAllReduce failed: remote process exited or there was a network error"
+            ),
+            True,
+        ),
+        (RuntimeError("INTERNAL: unsupported layout"), False),
+        (ValueError("shapes do not match"), False),
+        (KeyError("UNAVAILABLE"), False),
+    ],
+)
+def test_what_says_that_another_process_is_gone(error, is_lost, monkeypatch):
+    assert distributed.lost(error) is None  # alone there is nobody to lose
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "index", lambda: 0)
+    assert (distributed.lost(error) is not None) == is_lost
+    outer = SystemError("from a thread")
+    outer.__cause__ = error
+    assert (distributed.lost(outer) is not None) == is_lost

@@ -202,9 +202,16 @@ def test_report_gives_a_range_on_v5e_and_no_times_elsewhere():
     assert not record(refused, work, config, target("v5e-4"))["fits"]
 
 
-def test_the_plan_of_a_configuration_on_a_slice():
+def planned(**mesh):
+    """The default configuration with batches that any mesh of up to 16 devices divides."""
     config = default_config().to_dict()
-    where = target("v5e-16")
+    config["mesh"] |= mesh
+    config["sft"]["batch_size"] = config["osipo"]["prompts"] = 16
+    return config
+
+
+def test_the_plan_of_a_configuration_on_a_slice():
+    config, where = planned(fsdp=16), target("v5e-16")
     sft, osipo, rollouts = works = workloads(config, 128, 40, where)
     assert (sft.program, osipo.program, rollouts.program) == ("sft", "osipo", "rollouts")
     assert all(work.data * work.fsdp * work.tensor == 16 and work.rows % (work.data * work.fsdp) == 0 for work in works)
@@ -219,9 +226,40 @@ def test_the_plan_of_a_configuration_on_a_slice():
         workloads(config, 128, 40, where)
 
 
+@pytest.mark.parametrize(
+    ("changes", "mesh", "said"),
+    [
+        (
+            {},
+            {},
+            "does not fill the slice.*data=1 × fsdp=1 × tensor=1 of 16 chips.*mesh.fsdp=16",
+        ),  # nobody chose a mesh
+        ({}, {"fsdp": 4}, "does not fill the slice"),
+        ({"sft": {"batch_size": 8}}, {"fsdp": 16}, "sft.batch_size.*set sft.batch_size=16"),
+        ({"osipo": {"prompts": 24}}, {"data": 0}, "osipo.prompts.*set osipo.prompts=32"),
+        ({"sft": {"batch_size": 32, "accumulate": 4}}, {"fsdp": 16}, "set sft.batch_size=64"),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would_refuse(changes, mesh, said):
+    """Neither the mesh nor the batches are quietly made to fit: the run does not do that either."""
+    config = planned(**mesh)
+    for section, values in changes.items():
+        config[section] |= values
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        workloads(config, 128, 40, target("v5e-16"))
+
+
+def test_a_model_that_the_mesh_cannot_split_is_refused():
+    config = planned(fsdp=128)
+    config["sft"]["batch_size"] = config["osipo"]["prompts"] = 128
+    works = workloads(config, 128, 40, target("v5e-128"))
+    with pytest.raises(ConfigError, match=r"cannot be split evenly[\s\S]*size 576"):
+        list(plan_target(works, MODELS["smollm2-135m"], target("v5e-128"), compile=False))
+
+
 def test_a_plan_that_does_not_fit_says_all_and_then_fails(monkeypatch):
     where, config = target("v5e-4"), MODELS["smollm2-135m"]
-    works = workloads(default_config().to_dict(), 128, 40, where)
+    works = workloads(planned(fsdp=4), 128, 40, where)
     found = [
         Compiled("compiled", memory={"peak": GIB}, cpu_seconds=1.0),
         Compiled("out of memory", memory={"peak": 17 * GIB, "available": 15.75 * GIB}),
@@ -249,4 +287,14 @@ def test_the_command_refuses_an_unknown_target_before_it_does_anything(tmp_path,
     recipe.write_text("from scaletot_jax.config import default_config as get_config\n")
     code = main(["plan", "--config", str(recipe), "--workdir", str(tmp_path / "run"), "--target", "v9-4"])
     assert code == 2 and "v5e-16" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("more", "said"), [([], "does not fill the slice"), (["--config.nokey=3"], "nokey")])
+def test_the_command_refuses_what_the_run_refuses_before_it_does_anything(tmp_path, capsys, more, said):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("from scaletot_jax.config import default_config as get_config\n")
+    place = ["--config", str(recipe), "--workdir", str(tmp_path / "run")]
+    assert main(["plan", *place, "--target", "v5e-16", *more]) == 2
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from scaletot_jax.errors import ConfigError, ResourceError
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.parallel.tpu.ahead import compile_ahead
 from scaletot_jax.parallel.tpu.analytic import analytic_bytes
-from scaletot_jax.parallel.tpu.programs import Workload
+from scaletot_jax.parallel.tpu.programs import Workload, check_split
 from scaletot_jax.parallel.tpu.report import show
 from scaletot_jax.parallel.tpu.topology import GIB, Target
 
@@ -17,25 +17,23 @@ from scaletot_jax.parallel.tpu.topology import GIB, Target
 def workloads(config: Mapping[str, Any], prompt: int, chain: int, where: Target) -> list[Workload]:
     """SFT, OSIPO and the sampler with the batches of a configuration, on all chips of a slice.
 
-    A mesh of one device becomes one that splits the weights over all chips, ``fsdp`` = chips. Rows that do not divide among the chips are raised to the next number that does.
-
     Args:
       config: the whole configuration. prompt, chain: padded lengths.
 
     Raises:
-      ConfigError: the mesh of the configuration does not divide the slice.
+      ConfigError: the mesh does not take all chips: on several hosts the run refuses that, on one it leaves chips idle that
+        are paid for. Or a batch does not divide among the mesh, which the run refuses in the stage that needs it.
     """
     mesh, student = config["mesh"], config["student"]
     fsdp, tensor = mesh["fsdp"], mesh["tensor"]
     data = mesh["data"] or where.chips // (fsdp * tensor)
-    if data * fsdp * tensor == 1:
-        fsdp = where.chips  # a mesh that nobody chose
     if data * fsdp * tensor != where.chips:
         raise ConfigError(
             "the mesh does not fill the slice",
             where="mesh",
             why=f"data={data} × fsdp={fsdp} × tensor={tensor} of {where.chips} chips ({where.name})",
-            do="set mesh.data=0, and mesh.fsdp and mesh.tensor to what divides the number of chips",
+            do=f"set mesh.fsdp={where.chips} (the model divided among all), or mesh.data=0 (a copy on each), and mesh.fsdp and "
+            "mesh.tensor to what divides the number of chips",
         )
     attention = config["student"]["attention"]
     common: dict[str, Any] = dict(
@@ -50,15 +48,22 @@ def workloads(config: Mapping[str, Any], prompt: int, chain: int, where: Target)
     )
     sft, osipo = config["sft"], config["osipo"]
 
-    def rows(wanted: int, accumulate: int) -> int:
+    def rows(key: str, wanted: int, accumulate: int) -> int:
         unit = data * fsdp * accumulate
-        return -(-wanted // unit) * unit
+        if wanted % unit:
+            raise ConfigError(
+                "a batch does not divide among the mesh",
+                where=key,
+                why=f"{wanted} rows over data={data} × fsdp={fsdp} × {accumulate} micro-batches",
+                do=f"set {key}={-(-wanted // unit) * unit}, or a smaller data × fsdp",
+            )
+        return wanted
 
     trained = "full_sft" if student["trainable"] == "full" else "sft"
     return [
         Workload(
             trained,
-            rows=rows(sft["batch_size"], sft["accumulate"]),
+            rows=rows("sft.batch_size", sft["batch_size"], sft["accumulate"]),
             chains=config["teacher"]["beam"],
             remat=sft["remat"],
             accumulate=sft["accumulate"],
@@ -66,13 +71,13 @@ def workloads(config: Mapping[str, Any], prompt: int, chain: int, where: Target)
         ),
         Workload(
             "osipo",
-            rows=rows(osipo["prompts"], osipo["accumulate"]),
+            rows=rows("osipo.prompts", osipo["prompts"], osipo["accumulate"]),
             chains=osipo["rollouts"],
             remat=osipo["remat"],
             accumulate=osipo["accumulate"],
             **common,
         ),
-        Workload("rollouts", rows=rows(osipo["prompts"], 1), chains=osipo["rollouts"], **common),
+        Workload("rollouts", rows=rows("osipo.prompts", osipo["prompts"], 1), chains=osipo["rollouts"], **common),
     ]
 
 
@@ -80,8 +85,10 @@ def plan_target(works: list[Workload], config: LMConfig, where: Target, *, compi
     """Lines for people, one program after another: the arithmetic first, then the compiler's word where it is asked.
 
     Raises:
+      ConfigError: before the first line, a weight of the model cannot be split over the mesh.
       ResourceError: after the last line, by the compiler's word a program does not fit the slice.
     """
+    check_split(works[0], config)
     hbm = where.generation.hbm / GIB
     yield f"\ntarget {where.name}: {where.chips} chips as {where.topology}, {hbm:.2f} GiB each"
     for work in works:

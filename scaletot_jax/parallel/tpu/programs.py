@@ -16,6 +16,7 @@ from scaletot_jax.lm import lora as lora_module
 from scaletot_jax.lm.config import LMConfig
 from scaletot_jax.lm.model import init_params, unstack_layers
 from scaletot_jax.parallel.compile import shard_step
+from scaletot_jax.parallel.mesh import AXES
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings, parameter_shardings, replicated
 from scaletot_jax.sampler import decode as decoding
 from scaletot_jax.sampler import sampler, slots
@@ -212,6 +213,16 @@ def _layer_shardings(params: Mapping[str, Any], mesh: Mesh, rules: ShardingRules
 def _slots(work: Workload, config: LMConfig) -> slots.Slots:
     sizes = slots.Sizes(groups=work.rows, branches=work.chains, prompt=work.prompt, new=work.length)
     return jax.eval_shape(lambda: slots.empty(config, sizes, jnp.dtype(work.compute_dtype)))
+
+
+def check_split(work: Workload, config: LMConfig) -> None:
+    """Makes sure that the weights can be split as the run splits them.
+
+    Raises:
+      ConfigError: a dimension is not divisible by the mesh axes that split it.
+    """
+    mesh = jax.sharding.AbstractMesh((work.data, work.fsdp, work.tensor), AXES)
+    parameter_shardings(_params(config, jnp.float32), mesh, ShardingRules())
 
 
 def _params(config: LMConfig, dtype: Any) -> dict[str, Any]:
