@@ -1,10 +1,7 @@
 """The verdict with a known truth: a simulated teacher that knows the towns must help, one that does not must not."""
 
 import importlib.util
-import os
 from pathlib import Path
-
-import pytest
 
 from scaletot_jax.files import read_table
 from scaletot_jax.population import controls
@@ -19,8 +16,6 @@ SMALL = line.SIZES | {
 }  # fmt: skip
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(not os.environ.get("SCALETOT_SOAK"), reason="minutes of two cores: run by make soak")
 def test_the_verdict_says_yes_and_says_no(tmp_path):
     """One world, the same shapes: the chains alone differ, and with them the states."""
     found = {

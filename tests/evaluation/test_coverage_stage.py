@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import quick_compile
 from encoder.made_up_run import MadeUpStudent, files, open_run
 
 from scaletot_jax.encoder import blocks
@@ -53,14 +52,8 @@ def without_some(population):
     return population._replace(table=table.set_column(table.column_names.index("split"), "split", [split]))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compile.here(tmp_path_factory.mktemp("programs")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def made(quick, tmp_path_factory):
+def made(tmp_path_factory):
     """A finished curve, and how often the student was asked."""
     patch = pytest.MonkeyPatch()
     run = open_run(tmp_path_factory.mktemp("curve"), **SMALL)

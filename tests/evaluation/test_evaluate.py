@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import quick_compile
 from encoder.made_up_run import MadeUpStudent, open_run
 
 from scaletot_jax.encoder.distill import distill
@@ -30,14 +29,8 @@ CHEAP = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compile.here(tmp_path_factory.mktemp("programs")):
-        yield
-
-
 @pytest.fixture(scope="module")
-def evaluated(quick, tmp_path_factory):
+def evaluated(tmp_path_factory):
     with (
         pytest.MonkeyPatch.context() as patch,
         open_run(tmp_path_factory.mktemp("evaluate"), evaluate__sentence_rows=0) as run,
