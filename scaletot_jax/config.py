@@ -163,6 +163,7 @@ def default_config() -> ConfigDict:
     config.osipo.aggregation = "segment_mean"
     config.osipo.kl_weight = 1e-3
     config.osipo.answer_weight = 1.0
+    config.osipo.answer_prior = 128.0  # labels that the SFT policy's own answers count for, over the whole run; 0: none
     config.osipo.sft_weight = 0.05
     config.osipo.clip_norm = 1.0
     config.osipo.checkpoint_every = 1

@@ -66,7 +66,10 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     **{f"osipo.{name}": _ABOVE_0 for name in ("temperature", "learning_rate", "reward_learning_rate", "beta")},
     **{f"osipo.{name}": _ABOVE_0 for name in ("min_scale", "clip_norm", "kl_limit")},
     **{f"osipo.{name}": _FROM_0 for name in ("warmup_updates", "process_weight", "kl_weight", "clip_high")},
-    **{f"osipo.{name}": _FROM_0 for name in ("warmup_steps", "outcome_weight", "answer_weight", "sft_weight")},
+    **{
+        f"osipo.{name}": _FROM_0
+        for name in ("warmup_steps", "outcome_weight", "answer_weight", "answer_prior", "sft_weight")
+    },
     **{f"osipo.{name}": _SHARE_FROM_0 for name in ("gamma", "clip_low")},
     **{f"distill.{name}": _COUNT for name in ("num_profiles", "chains", "dim", "whiten_dim", "width", "steps")},
     **{f"distill.{name}": _COUNT for name in ("batch_size", "checkpoint_every")},

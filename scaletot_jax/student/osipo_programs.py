@@ -26,6 +26,7 @@ from scaletot_jax.student.osipo_step import (
     osipo_step,
 )
 from scaletot_jax.student.policy import Student
+from scaletot_jax.student.policy_update import answer_targets
 from scaletot_jax.student.rollout import Rollouts, request_keys
 from scaletot_jax.student.sft_step import SFTBatch
 
@@ -81,10 +82,12 @@ def prepare(run: Run, student: Student, users: Labelled, examples: Examples, sam
             ("reward", settings["reward_learning_rate"], -(-settings["updates"] // settings["epochs"])),
         )
     }
+    labels = prompts * -(-settings["updates"] // settings["epochs"])  # of all batches of rollouts
     options = OSIPOOptions(
         num_segments=student.spec.num_segments,
         lora_scale=student.lora_scale,
         scale=None if settings["scale"] == "none" else settings["scale"],
+        answer_anchor=settings["answer_prior"] / labels,
         **{
             name: settings[name]
             for name in (
@@ -115,7 +118,8 @@ def prepare(run: Run, student: Student, users: Labelled, examples: Examples, sam
     )  # fmt: skip
     batch = OSIPOBatch(tokens, valid, rollouts, struct((prompts, *users.buckets.shape[1:]), users.buckets.dtype))
     replay = SFTBatch(*(struct((prompts, *array.shape[1:]), array.dtype) for array in examples.arrays))
-    judged = Judged(*(struct(rollouts.tokens.shape, jnp.float32),) * 3, struct((), jnp.float32))
+    targets = jax.eval_shape(functools.partial(answer_targets, anchor=options.answer_anchor), batch, rollouts.answers)
+    judged = Judged(*(struct(rollouts.tokens.shape, jnp.float32),) * 3, struct((), jnp.float32), targets)
     flight = Flight(batch, judged)
     lies = batch_shardings(flight, mesh, rules)
     jitted = shard_step(

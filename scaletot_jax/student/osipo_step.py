@@ -3,7 +3,7 @@
     1  R      outcome: 1 − RPS of the answer distribution, read at the end of the rollout's own chain, against the label
     2  q      log π_φ − log π_ref of every token, with the reward model φ as it was before this update
     3  A      advantages: leave-one-out outcome plus the leave-one-out implicit reward of each segment
-    4  θ      clipped surrogate + KL to the reference + ordinal cross-entropy of the answer + replay of teacher chains
+    4  θ      clipped surrogate + KL to the reference + ordinal cross-entropy of the answer, anchored + replay of teacher chains
     5  φ      cross-entropy of every chain prefix's value against the outcome
 
 θ (policy), φ (reward model) and the reference are three adapters on one copy of the base weights. All log-probabilities
@@ -49,9 +49,16 @@ from scaletot_jax.losses import (
 from scaletot_jax.parallel.sharding import ShardingRules
 from scaletot_jax.student.accumulate import in_turn, over_rows, value_and_grad
 from scaletot_jax.student.adapter import Adapter, TrainState, apply_gradients, cast
-from scaletot_jax.student.constrained import GrammarArrays
+from scaletot_jax.student.constrained import GrammarArrays, TokenLogProbs
 from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
-from scaletot_jax.student.policy_update import Judged, OSIPOBatch, OSIPOOptions, policy_update, score
+from scaletot_jax.student.policy_update import (
+    Judged,
+    OSIPOBatch,
+    OSIPOOptions,
+    answer_targets,
+    policy_update,
+    score,
+)
 from scaletot_jax.student.rollout import Rollouts
 from scaletot_jax.student.sft_step import SFTBatch
 
@@ -127,11 +134,15 @@ def osipo_first(
     outcomes = outcomes_of(batch.rollouts, batch.buckets)
     complete = batch.rollouts.complete
 
-    def logps_of(lora: Adapter, micro: OSIPOBatch) -> jax.Array:
+    def scores_of(lora: Adapter, micro: OSIPOBatch) -> TokenLogProbs:
         lora = cast(lora, compute_dtype)
-        return score(lora, params, grammar, micro, config=config, options=options, rules=rules, remat=remat).logps
+        return score(lora, params, grammar, micro, config=config, options=options, rules=rules, remat=remat)
 
-    ref_logps = over_rows(lambda micro: logps_of(reference, micro), accumulate, batch)
+    def referred(micro: OSIPOBatch) -> tuple[jax.Array, jax.Array]:
+        scores = scores_of(reference, micro)
+        return scores.logps, answer_targets(micro, scores.answer_logps, options.answer_anchor)
+
+    ref_logps, targets = over_rows(referred, accumulate, batch)
 
     def reward_loss_of(logps: jax.Array, ref: jax.Array, rows: OSIPOBatch, outcomes: jax.Array) -> Any:
         flat = (-1, length)
@@ -150,7 +161,7 @@ def osipo_first(
     chains = jnp.sum(jnp.any(segment_counts(judged, options.num_segments) > 0, axis=1))
 
     def reward_part(lora: Adapter, micro: OSIPOBatch, ref: jax.Array, outcomes: jax.Array) -> Any:
-        logps = logps_of(lora, micro)
+        logps = scores_of(lora, micro).logps
         loss, metrics = reward_loss_of(logps, ref, micro, outcomes)
         return loss * metrics["count"] / jnp.maximum(chains, 1), (None, logps)
 
@@ -182,7 +193,7 @@ def osipo_first(
     ).reshape(segments.shape)
 
     policy, old_logps, improved = policy_update(
-        state.policy, params, grammar, batch, ref_logps, advantages, None, replay, after=reward_gradients, config=config,
+        state.policy, params, grammar, batch, ref_logps, advantages, None, targets, replay, after=reward_gradients, config=config,
         options=options, optimizer=policy_optimizer, accumulate=accumulate, compute_dtype=compute_dtype, rules=rules,
         remat=remat,
     )  # fmt: skip
@@ -210,7 +221,7 @@ def osipo_first(
         "process_weight": jnp.asarray(process_weight, jnp.float32),
         **credit_by_segment(rewards, present, advantages, segments),
     }
-    found = Judged(ref_logps, advantages, old_logps, diagnostics["process_weight"])
+    found = Judged(ref_logps, advantages, old_logps, diagnostics["process_weight"], targets)
     return OSIPOState(policy, reward), found, diagnostics
 
 
@@ -242,8 +253,8 @@ def osipo_again(
       The new state and the policy's scalar diagnostics.
     """
     policy, _, improved = policy_update(
-        state.policy, params, grammar, batch, judged.ref_logps, judged.advantages, judged.old_logps, replay,
-        after=judged, optimizer=policy_optimizer, **options,
+        state.policy, params, grammar, batch, judged.ref_logps, judged.advantages, judged.old_logps,
+        judged.answer_targets, replay, after=judged, optimizer=policy_optimizer, **options,
     )  # fmt: skip
     return OSIPOState(policy, state.reward), improved | {"process_weight": judged.process_weight}
 

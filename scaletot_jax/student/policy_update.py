@@ -55,12 +55,14 @@ class Judged(NamedTuple):
       advantages: [U, N, R] float32.
       old_logps: [U, N, R] float32, log π_old of the policy that sampled, by the trainer's own program.
       process_weight: float32 scalar, λ_p of these advantages.
+      answer_targets: [U, N] int32 or [U, N, Kb] float32, see :func:`answer_targets`.
     """
 
     ref_logps: Any
     advantages: Any
     old_logps: Any
     process_weight: Any
+    answer_targets: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ class OSIPOOptions:
     aggregation: str = "segment_mean"
     kl_weight: float = 1e-3
     answer_weight: float = 1.0
+    answer_anchor: float = 0.0
     sft_weight: float = 0.05
 
 
@@ -93,6 +96,7 @@ def policy_update(
     ref_logps: jax.Array,
     advantages: jax.Array,
     old_logps: jax.Array | None,
+    targets: jax.Array,
     replay: SFTBatch,
     *,
     after: Any,
@@ -108,6 +112,7 @@ def policy_update(
 
     Args:
       old_logps: [U, N, R] of the update before on these rollouts; None at the first, whose own they are.
+      targets: of the answers, see :func:`answer_targets`.
       after: arrays that must have been computed before this pass begins.
       params, grammar, replay, accumulate, compute_dtype, rules, remat: as in
         :func:`scaletot_jax.student.osipo_step.osipo_first`.
@@ -138,22 +143,26 @@ def policy_update(
     credited = surrogate_of(ref_logps, ref_logps, advantages, ref_logps, batch)[1]["count"]
     answered = jnp.sum(batch.rollouts.complete)
 
-    def policy_part(lora: Adapter, micro: OSIPOBatch, ref: jax.Array, advantages: jax.Array, old: Any) -> Any:
+    def policy_part(
+        lora: Adapter, micro: OSIPOBatch, ref: jax.Array, advantages: jax.Array, targets: jax.Array, old: Any
+    ) -> Any:
         lora = cast(lora, compute_dtype)
         scores = score(lora, params, grammar, micro, config=config, options=options, rules=rules, remat=remat)
         old = jax.lax.stop_gradient(scores.logps) if old is None else old
         surrogate, metrics = surrogate_of(scores.logps, ref, advantages, old, micro)
-        answer = jnp.sum(answer_losses(scores.answer_logps, micro)) / jnp.maximum(answered, 1)
+        answer = jnp.sum(answer_losses(scores.answer_logps, targets, micro.rollouts.complete)) / jnp.maximum(
+            answered, 1
+        )
         part = surrogate * metrics["count"] / jnp.maximum(credited, 1) + options.answer_weight * answer
         return part, (None, (scores.logps, scores.answer_logps))
 
     loss, gradients, _, (logps, answer_logps) = in_turn(
         lambda *rows: value_and_grad(policy_part, policy.lora, accumulate, *rows),
-        after, batch, ref_logps, advantages, old_logps,
+        after, batch, ref_logps, advantages, targets, old_logps,
     )  # fmt: skip
     old_logps = logps if old_logps is None else old_logps
     surrogate, metrics = surrogate_of(logps, ref_logps, advantages, old_logps, batch)
-    answer_loss = jnp.sum(answer_losses(answer_logps, batch)) / jnp.maximum(answered, 1)
+    answer_loss = jnp.sum(answer_losses(answer_logps, targets, batch.rollouts.complete)) / jnp.maximum(answered, 1)
     replayed = jnp.float32(0)
     if options.sft_weight > 0:
         weight = loss_weight(grammar, replay, 1.0)
@@ -218,9 +227,30 @@ def score(
     )
 
 
-def answer_losses(answer_logps: jax.Array, rows: OSIPOBatch) -> jax.Array:
+def answer_targets(batch: OSIPOBatch, ref_answer_logps: jax.Array, anchor: float) -> jax.Array:
+    """What each rollout's answer is taught: the label y, and the answer p_ref that the SFT policy gives after the same chain.
+
+        t = (y + a p_ref) / (1 + a)
+
+    A batch has a handful of labels and Adam takes a full step whatever their number, so labels alone move the level of
+    everybody's answer to that of the last few users. With the anchor a the SFT policy's answer counts as a labels more.
+
+    Args:
+      ref_answer_logps: [U, N, Kb].
+      anchor: a ≥ 0.
+
+    Returns:
+      [U, N, Kb] float32 distributions; with a = 0 the labels, int32 [U, N] where they are hard.
+    """
+    count = batch.rollouts.complete.shape[1]
+    labels = jnp.repeat(batch.buckets[:, None], count, axis=1)
+    if anchor == 0:
+        return labels
+    if labels.ndim == 2:
+        labels = jax.nn.one_hot(labels, ref_answer_logps.shape[-1], dtype=jnp.float32)
+    return (labels + anchor * jnp.exp(ref_answer_logps)) / (1 + anchor)
+
+
+def answer_losses(answer_logps: jax.Array, targets: jax.Array, complete: jax.Array) -> jax.Array:
     """Ordinal cross-entropy of each rollout's answer [U, N]; 0 where the chain has no end."""
-    complete = rows.rollouts.complete
-    targets = jnp.repeat(rows.buckets[:, None], complete.shape[1], axis=1)
-    losses = ordinal_cross_entropy(answer_logps, targets)
-    return jnp.where(complete, losses, 0.0)
+    return jnp.where(complete, ordinal_cross_entropy(answer_logps, targets), 0.0)

@@ -25,7 +25,7 @@ from scaletot_jax.student.osipo_step import (
     outcomes_of,
 )
 from scaletot_jax.student.policy import encode_prompts
-from scaletot_jax.student.policy_update import answer_losses
+from scaletot_jax.student.policy_update import answer_losses, answer_targets, score
 from scaletot_jax.student.rollout import request_keys, sample_chains
 from scaletot_jax.student.sft_step import SFTBatch
 
@@ -163,8 +163,38 @@ def test_a_distribution_will_do_as_label():
     sampled, certain = rollouts(0), jax.nn.one_hot(BUCKETS, 4)
     np.testing.assert_allclose(outcomes_of(sampled, certain), outcomes_of(sampled, BUCKETS), atol=1e-6)
     logps = jnp.log(jnp.maximum(sampled.answers, 1e-30))
-    losses = [answer_losses(logps, OSIPOBatch(PROMPTS, VALID, sampled, of)) for of in (certain, BUCKETS)]
-    np.testing.assert_allclose(*losses, atol=1e-6)
+    batches = [OSIPOBatch(PROMPTS, VALID, sampled, of) for of in (certain, BUCKETS)]
+    targets = [answer_targets(batch, logps, 0.0) for batch in batches]
+    np.testing.assert_allclose(*[answer_losses(logps, of, sampled.complete) for of in targets], atol=1e-6)
+    np.testing.assert_allclose(*[answer_targets(batch, logps, 3.0) for batch in batches], atol=1e-6)
+
+
+def test_an_anchor_counts_the_old_answer_as_so_many_labels():
+    rng = np.random.default_rng(0)
+    sampled = rollouts(0)
+    old = np.log(rng.dirichlet(np.ones(4), size=(4, 6)))
+    batch = OSIPOBatch(PROMPTS, VALID, sampled, BUCKETS)
+    want = (np.eye(4)[np.asarray(BUCKETS)][:, None] + 3 * np.exp(old)) / 4
+    np.testing.assert_allclose(answer_targets(batch, jnp.asarray(old), 3.0), want, atol=1e-6)
+    np.testing.assert_array_equal(
+        answer_targets(batch, jnp.asarray(old), 0.0), np.repeat(np.asarray(BUCKETS)[:, None], 6, 1)
+    )
+
+
+def test_a_heavy_anchor_leaves_the_answers_where_they_were():
+    """The answer term alone, many updates on the same labels: without an anchor the answers run to them, with one they stay."""
+    moved = {}
+    for anchor in (0.0, 1e4):
+        alone = {"outcome_weight": 0.0, "sft_weight": 0.0, "kl_weight": 0.0, "answer_anchor": anchor}
+        step = jitted(osipo_step, dataclasses.replace(OPTIONS, **alone), reward_optimizer=OPTIMIZER)
+        state, sampled = fresh(), rollouts(0)
+        batch = OSIPOBatch(PROMPTS, VALID, sampled, jnp.zeros_like(BUCKETS))
+        for _ in range(12):
+            state, _ = step(state, STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.0)
+        after = score(state.policy.lora, STUDENT.params, STUDENT.grammar, batch, config=STUDENT.config, options=OPTIONS,
+                      rules=None, remat=False)  # fmt: skip
+        moved[anchor] = float(np.abs(np.exp(after.answer_logps) - np.asarray(sampled.answers)).max())
+    assert moved[1e4] < 0.2 * moved[0.0], moved
 
 
 def test_the_estimator_is_the_one_of_the_options(monkeypatch):

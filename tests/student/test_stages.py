@@ -337,7 +337,7 @@ def test_several_updates_on_the_same_rollouts(several):
         assert (row["ratio"] == 1 and row["old_kl"] == 0) == fresh and row["old_kl"] >= 0
         # What the rollouts and the reward model say is said once, and their pairs are counted once.
         assert all((name in row) == fresh for name in ("outcome", "valid_rate", "value_pairs", "reward_loss"))
-    assert rows[2]["old_kl"] > rows[1]["old_kl"] > 0 and rows[1]["surrogate"] < rows[0]["surrogate"]
+    assert min(rows[1]["old_kl"], rows[2]["old_kl"]) > 0 and rows[1]["surrogate"] < rows[0]["surrogate"]
     summary = artifacts(folder, "osipo")[1]
     assert summary["updates"] == 5 and summary["batches"] == 2
     assert summary["outcome_last"] == rows[3]["outcome"] and summary["kl_last"] == rows[4]["kl"]
