@@ -106,8 +106,8 @@ fits() { # before anything is created: would the run refuse this mesh or these k
   [[ -z "$no_check" ]] || return 0
   local slice=${type/#v5litepod-/v5e-} folder=build/$name.plan code=0 keys=("${overrides[@]+"${overrides[@]}"}")
   case $slice in
-    v5e-* | v5p-* | v6e-*) ;;
-    *) printf '%s: note: whether the recipe fits a %s is not checked; known are v5e, v5p and v6e\n' "$program" "$slice" >&2 && return ;;
+    v5e-* | v6e-* | v5p-8 | v5p-16 | v5p-32 | v5p-64 | v5p-128 | v5p-256 | v5p-512) ;;
+    *) printf '%s: note: whether the recipe fits a %s is not checked; known are v5e, v6e and v5p of 8, 16, 32 … 512\n' "$program" "$slice" >&2 && return ;;
   esac
   # What the workers find on their disk lies elsewhere here.
   [[ -z "$local_table" ]] || keys+=("--config.data.path=$local_table")
@@ -123,6 +123,9 @@ fits() { # before anything is created: would the run refuse this mesh or these k
 
 archive_commit() { # format, file: the last commit, never half-edited files, user tables or an environment
   need git 'install git'
+  if [[ -z "$dry_run" ]] && ! git cat-file -e "HEAD:$config" 2>/dev/null; then
+    refuse "the recipe $config is in no commit" 'the workers get the last commit: add it and commit'
+  fi
   if [[ -z "$dry_run" ]] && ! git diff --quiet HEAD --; then
     printf '%s: note: uncommitted changes are not copied; the workers get commit %s\n' "$program" "$(git rev-parse --short HEAD)" >&2
   fi

@@ -68,7 +68,8 @@ srun --kill-on-bad-exit=1 bash -c '"\$@"; code=\$?; ((code == 0 || code == 75 ||
   task $(quote "$environment/bin/scaletot" run --config "$config" --workdir "$workdir" "${overrides[@]+"${overrides[@]}"}")
 code=\$?
 if [[ -s \$wrong ]]; then code=\$(head -n 1 "\$wrong"); fi
-if ((code == 75)); then scontrol requeue "\$SLURM_JOB_ID"; fi # saved; the same command continues
+# Saved; the same command continues. Not for ever: processes that cannot find each other end with 75, too.
+if ((code == 75 && \${SLURM_RESTART_COUNT:-0} < 20)); then scontrol requeue "\$SLURM_JOB_ID"; fi
 exit "\$code"
 JOB
 }

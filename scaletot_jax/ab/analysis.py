@@ -275,7 +275,7 @@ def _unknown(form: str, why: str) -> Effect:
 
 def _balance(control: np.ndarray, treatment: np.ndarray) -> float:
     """Welch's p-value of a covariate's two means; of one that does not vary within the arms 1 where they agree, else 0."""
-    if max(control.std(), treatment.std()) == 0:
+    if max(np.ptp(control), np.ptp(treatment)) == 0:  # a standard deviation of equal numbers may be 1e-17
         return float(control[0] == treatment[0])
     from scipy.stats import ttest_ind
 

@@ -77,7 +77,10 @@ class _Store:
 
     def codes(self, column: pa.ChunkedArray) -> np.ndarray | None:
         """[U] rows of the store, or None where it cannot hold a value."""
-        keys = column.to_pylist()
+        try:
+            keys = column.to_pylist()
+        except (OverflowError, ValueError):  # a date that Python has no name for
+            return None
         if pa.types.is_list(column.type):
             keys = [key if key is None else tuple(key) for key in keys]
         numbers = self._numbers

@@ -69,9 +69,12 @@ def save_pretrained(student: Student, directory: str | Path, *, merge: bool = Tr
         aside.mkdir()
         try:
             _write(student, aside, merge=merge)
-            _move_in(aside, directory, earlier)
-        finally:
+        except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
+            raise
+        # Broken off, it leaves the folder aside: what is there is a save to be repeated.
+        _move_in(aside, directory, earlier)
+        shutil.rmtree(aside, ignore_errors=True)
     return directory
 
 
@@ -82,7 +85,7 @@ def _earlier(directory: Path) -> set[str]:
         record = read_json(directory / RECORD) if RECORD in names else {}
         if "chain" in record and names >= set(record["files"]):
             return {RECORD, CARD, *record["files"]}
-    except (DataError, UnicodeError, TypeError):
+    except (DataError, UnicodeError, TypeError, KeyError):
         pass
     if names and not any(name.startswith(_ASIDE) for name in names):  # those are of a save that was killed
         raise StaleRunError("the directory holds other things", where=str(directory), do="choose another one")

@@ -233,10 +233,10 @@ def test_a_slow_answer_is_an_answer(cloud):
 def test_a_create_that_timed_out_here_and_came_about_there_is_not_done_twice(cloud):
     looks = [{"state": "ABSENT", "hang": ["create"]}, {"state": "WAITING_FOR_RESOURCES"}]
     looks += [{"state": "ACTIVE", "workers": "not set up"}, {"state": "ACTIVE"}, ended(0)]
-    done, calls = cloud(looks, "--call-timeout", "2")
+    done, calls = cloud(looks, "--call-timeout", "8")
     assert done.returncode == 0, done.stdout
     assert calls == ["create", "worker.sh setup", "worker.sh start"]
-    assert "tpu_vm.sh create ended with 124: no answer within 2 s" in done.stdout
+    assert "tpu_vm.sh create ended with 124: no answer within 8 s" in done.stdout
 
 
 @pytest.mark.parametrize("code", [2, 5])

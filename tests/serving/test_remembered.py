@@ -113,6 +113,12 @@ def test_a_whole_number_is_not_taken_for_the_fraction_of_its_value_nor_true_for_
         same(kept(table), encoder(table, first=0, where="request")[1])
 
 
+def test_a_date_that_python_has_no_name_for_is_encoded_all_the_same(encoder):
+    row = {"word": "a", "yes": True, "birthday": None, "tags": [], "money": 1.0, "size": "S"}
+    far = table_of([row]).set_column(2, "birthday", pa.array([3_000_000], pa.int32()).cast(pa.date32()))
+    same(RememberingEncoder(encoder)(far), encoder(far, first=0, where="request")[1])
+
+
 @pytest.mark.parametrize("coded", [False, True])
 def test_a_value_that_is_not_allowed_is_named_with_its_row_each_time(encoder, coded):
     row = {"word": "a", "yes": True, "birthday": None, "tags": [], "money": 1.0, "size": "S"}
