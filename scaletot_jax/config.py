@@ -152,6 +152,9 @@ def default_config() -> ConfigDict:
     config.osipo.outcome = "own"  # what a chain is judged by: own label | labels pooled over equal coarse profiles
     config.osipo.outcome_weight = 1.0  # 0 with process_weight=0: no policy gradient, the supervised terms alone
     config.osipo.process_weight = 0.1  # 0: RLOO
+    config.osipo.estimator = (
+        "osipo"  # osipo | prime: credit by token, as PRIME's code has it; baseline, scale, gamma unread
+    )
     config.osipo.baseline = "loo"  # loo | group_mean
     config.osipo.scale = "batch_rms"  # of advantages: batch_rms | group_std (as GRPO) | none
     config.osipo.gamma = 0.0

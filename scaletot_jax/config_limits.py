@@ -28,6 +28,7 @@ CHOICES = {
     "distill.target": TARGETS,
     "distill.student": ("osipo", "sft"),
     "osipo.outcome": ("own", "pooled"),
+    "osipo.estimator": ("osipo", "prime"),
     "osipo.baseline": ("loo", "group_mean"),
     "osipo.scale": ("batch_rms", "group_std", "none"),
     "distill.value_init": ("random", "words"),

@@ -91,7 +91,7 @@ def prepare(run: Run, student: Student, users: Labelled, examples: Examples, sam
         **{
             name: settings[name]
             for name in (
-                "temperature", "outcome_weight", "baseline", "gamma", "beta", "min_scale", "clip_low", "clip_high", "ratio",
+                "temperature", "estimator", "outcome_weight", "baseline", "gamma", "beta", "min_scale", "clip_low", "clip_high", "ratio",
                 "aggregation", "kl_weight", "answer_weight", "sft_weight",
             )
         },

@@ -2,7 +2,7 @@
 
     1  R      outcome: 1 − RPS of the answer distribution, read at the end of the rollout's own chain, against the label
     2  q      log π_φ − log π_ref of every token, with the reward model φ as it was before this update
-    3  A      advantages: leave-one-out outcome plus the leave-one-out implicit reward of each segment
+    3  A      advantages: leave-one-out outcome plus the leave-one-out implicit reward of each segment; or PRIME's, of each token
     4  θ      clipped surrogate + KL to the reference + ordinal cross-entropy of the answer, anchored + replay of teacher chains
     5  φ      cross-entropy of every chain prefix's value against the outcome
 
@@ -40,6 +40,7 @@ from scaletot_jax.losses import (
     implicit_reward_loss,
     informative_rollouts,
     osipo_advantages,
+    prime_advantages,
     rps_outcome,
     segment_counts,
     segment_rewards,
@@ -178,19 +179,36 @@ def osipo_first(
         num_segments=options.num_segments,
         beta=options.beta,
     )
-    advantages = osipo_advantages(
-        rewards,
-        present,
-        outcomes.reshape(-1),
-        groups,
-        segments.reshape(flat),
-        outcome_weight=options.outcome_weight,
-        process_weight=process_weight,
-        baseline=options.baseline,
-        scale=options.scale,
-        gamma=options.gamma,
-        min_scale=options.min_scale,
-    ).reshape(segments.shape)
+    if options.estimator == "prime":  # as its code has it
+        advantages = prime_advantages(
+            prm_logps.reshape(flat),
+            ref_logps.reshape(flat),
+            segments.reshape(flat),
+            outcomes.reshape(-1),
+            groups,
+            num_segments=options.num_segments,
+            beta=options.beta,
+            formula="code",
+            scale="batch_max",
+            whiten=True,
+            outcome_weight=options.outcome_weight,
+            process_weight=process_weight,
+        )
+    else:
+        advantages = osipo_advantages(
+            rewards,
+            present,
+            outcomes.reshape(-1),
+            groups,
+            segments.reshape(flat),
+            baseline=options.baseline,
+            scale=options.scale,
+            gamma=options.gamma,
+            min_scale=options.min_scale,
+            outcome_weight=options.outcome_weight,
+            process_weight=process_weight,
+        )
+    advantages = advantages.reshape(segments.shape)
 
     policy, old_logps, improved = policy_update(
         state.policy, params, grammar, batch, ref_logps, advantages, None, targets, replay, after=reward_gradients, config=config,

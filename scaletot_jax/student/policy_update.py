@@ -72,6 +72,7 @@ class OSIPOOptions:
     num_segments: int
     lora_scale: float
     temperature: float = 1.0
+    estimator: str = "osipo"
     outcome_weight: float = 1.0
     baseline: str = "loo"
     scale: str | None = "batch_rms"

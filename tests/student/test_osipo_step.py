@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pytest
 from student import toy
 
-from scaletot_jax.losses import osipo_advantages
+from scaletot_jax.losses import osipo_advantages, prime_advantages
 from scaletot_jax.student import osipo_step as module
 from scaletot_jax.student.adapter import adamw, start
 from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
@@ -218,6 +219,30 @@ def test_the_estimator_is_the_one_of_the_options(monkeypatch):
     given = jnp.asarray(rng.normal(size=(24, 2))), jnp.ones((24, 2), bool), jnp.asarray(rng.random(24))
     silent = osipo_advantages(*given, jnp.repeat(jnp.arange(4), 6), ids, process_weight=0.0, **used[0])
     np.testing.assert_array_equal(silent, 0)
+
+
+def test_prime_gives_its_own_advantages_on_the_same_rollouts():
+    """Token credit differs within a segment; against the loss's own function on the log-probabilities of the step."""
+    used = {}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def record(*arguments, **how):
+            used["arguments"], used["how"] = arguments, how
+            return prime_advantages(*arguments, **how)
+
+        patch.setattr(module, "prime_advantages", record)
+        options = dataclasses.replace(OPTIONS, estimator="prime")
+        batch = OSIPOBatch(PROMPTS, VALID, rollouts(0), BUCKETS)
+        out = jax.eval_shape(
+            partial(
+                osipo_first, config=STUDENT.config, options=options, policy_optimizer=OPTIMIZER, reward_optimizer=OPTIMIZER
+            ),
+            fresh(), STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.1,
+        )  # fmt: skip
+    assert out[1].advantages.shape == batch.rollouts.tokens.shape
+    assert used["how"]["formula"] == "code" and used["how"]["whiten"] and used["how"]["scale"] == "batch_max"
+    prm, ref, ids, outcomes, groups = used["arguments"]
+    assert prm.shape == ref.shape == ids.shape == (24, STUDENT.chain_length) and outcomes.shape == groups.shape == (24,)
 
 
 def test_labels_are_pooled_over_equal_coarse_profiles_of_these_users_alone():
