@@ -70,7 +70,8 @@ def command(recipe: Path, workdir: Path, *extra: str, verb: str = "run") -> list
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """One CPU device, and programs that are compiled quickly, once for the processes of a test."""
+    """One CPU device, programs that are compiled quickly, once for the processes of a test, and one thread of BLAS: baselines'
+    figures depend on their number in the last bit, and a process that forks has one."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("XLA_FLAGS")}
     environ.update(
         JAX_PLATFORMS="cpu",
@@ -78,6 +79,7 @@ def environment(cache: Path) -> dict[str, str]:
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_DISABLE_MOST_OPTIMIZATIONS="true",
         HF_HUB_OFFLINE="1",
+        OPENBLAS_NUM_THREADS="1",
     )
     return environ
 

@@ -74,7 +74,7 @@ def forking(undisturbed, tmp_path_factory):
     environ = {**line.environment(undisturbed.place / "cache"), "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", line_server.__file__],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**environ, "OPENBLAS_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ,
     )  # fmt: skip
     yield Line(process, undisturbed.recipe, tmp_path_factory.mktemp("logs"))
     process.stdin.close()
