@@ -31,6 +31,18 @@ def here(folder: Path) -> Iterator[None]:
         _update(_DEFAULTS)
 
 
+@contextlib.contextmanager
+def never() -> Iterator[None]:
+    """For numbers that must be the same to the last bit whether or not :func:`here` is in force around them."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 def _update(settings: dict[str, object]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import quick_compile
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from scaletot_jax.lm.config import LMConfig
@@ -58,7 +59,8 @@ def write_tiny_lm(
         max_positions=1024,
         eos_id=tokenizer.token_to_id("<|im_end|>"),
     )
-    params = jax.jit(functools.partial(init_params, config))(jax.random.key(seed))
+    with quick_compile.never():
+        params = jax.jit(functools.partial(init_params, config))(jax.random.key(seed))
     save_directory(directory, config, params)
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"})

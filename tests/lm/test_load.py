@@ -7,6 +7,7 @@ import sys
 import types
 
 import pytest
+import quick_compile
 import tiny
 
 from scaletot_jax.errors import DataError
@@ -44,6 +45,13 @@ def test_fingerprint_covers_weights_and_tokenizer(tiny_lm, tmp_path):
         file.write_text(before + "\n")
         assert load_model(directory).fingerprint != tiny_lm.fingerprint
         file.write_text(before)
+    assert load_model(directory).fingerprint == tiny_lm.fingerprint
+
+
+def test_the_tiny_model_is_the_same_however_programs_are_compiled(tiny_lm, tmp_path):
+    """Its fixture lives as long as the process; another model with its arguments must be the same to the byte."""
+    with quick_compile.here(tmp_path / "programs"):
+        directory = tiny.write_tiny_lm(tmp_path / "model")
     assert load_model(directory).fingerprint == tiny_lm.fingerprint
 
 
