@@ -76,6 +76,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.check()
+        if jax.process_count() > 1 and distributed.count() == 1:
+            # Orbax takes arrays on one process's devices for a mistake where there are several processes.
+            arrays = jax.device_get(arrays)
         metric = float(metric) if metric is not None and math.isfinite(metric) else None
         items = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays),
@@ -94,7 +97,8 @@ class Checkpoints:
             if not self._asynchronous:
                 self._manager.wait_until_finished()
         except Exception as error:  # Orbax raises OSError, ValueError or XlaRuntimeError for the same full disk
-            raise _explained(error, self.directory) from error
+            _explain(error, self.directory)
+            raise
 
     def check(self) -> None:
         """Raises what went wrong in the background since the last look; does not wait.
@@ -113,7 +117,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise _explained(error, self.directory) from error
+            _explain(error, self.directory)
+            raise
 
     def close(self) -> None:
         """Waits for the unit in flight and lets go of the directory; raises as :meth:`check`."""
@@ -123,7 +128,8 @@ class Checkpoints:
         try:
             manager.close()
         except Exception as error:
-            raise _explained(error, self.directory) from error
+            _explain(error, self.directory)
+            raise
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -283,16 +289,16 @@ def _find_room(directory: Path, arrays: Any) -> None:
         )
 
 
-def _explained(error: Exception, directory: Path) -> Exception:
-    """A full disk as a ResourceError; any other error as it is."""
+def _explain(error: Exception, directory: Path) -> None:
+    """Raises a full disk as a ResourceError; returns where the error is another."""
     if isinstance(error, ResourceError) or not any(text in str(error) for text in _FULL):
-        return error
-    return ResourceError(
+        return
+    raise ResourceError(
         "the disk is full",
         where=str(directory),
         why=next(line for line in str(error).splitlines() if any(text in line for text in _FULL)),
         do=_GO_ON,
-    )
+    ) from error
 
 
 def _struct(leaf: Any) -> jax.ShapeDtypeStruct:

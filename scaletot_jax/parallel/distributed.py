@@ -181,7 +181,9 @@ _GONE = re.compile(
 
 def lost(error: BaseException | None) -> LostProcessError | None:
     """The error to show where ``error``, or what it came from, says that another process of this run is gone; else None."""
-    while error is not None:
+    seen: set[int] = set()  # `raise error from error` is its own cause
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if count() > 1 and isinstance(error, (RuntimeError, ValueError, OSError)) and _GONE.search(str(error)):
             return _lost(error)
         error = error.__cause__ or error.__context__

@@ -119,8 +119,10 @@ def work(_):
         assert distributed.count() == 1 and distributed.leads() and distributed.members() == {me}
         assert digest({"x": host}) == whole  # it does not depend on who holds what
         if me == 0:  # a stage that is not divided keeps checkpoints, too
-            checkpoint.save(folder / "alone", 1, {"x": host}, {})
-            assert checkpoint.restore(folder / "alone", {"x": host}).step == 1
+            own = {"x": jax.numpy.asarray(host)}  # on its own device, as a stage's state is
+            checkpoint.save(folder / "alone", 1, own, {})
+            found = checkpoint.restore(folder / "alone", own)
+            assert found.step == 1 and found.arrays["x"].devices() == own["x"].devices()
     distributed.barrier("saved")
     found = checkpoint.restore(folder / "alone", {"x": array})
     assert found.arrays["x"].sharding == split and digest(found.arrays) == whole
@@ -212,3 +214,5 @@ def test_what_says_that_another_process_is_gone(error, is_lost, monkeypatch):
     outer = SystemError("from a thread")
     outer.__cause__ = error
     assert (distributed.lost(outer) is not None) == is_lost
+    error.__cause__ = error  # raise error from error
+    assert (distributed.lost(error) is not None) == is_lost

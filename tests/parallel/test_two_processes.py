@@ -15,6 +15,7 @@ from student.test_stages import teach_by_hand
 
 from scaletot_jax import cli
 from scaletot_jax.config import load_config
+from scaletot_jax.encoder.score import read_embeddings
 from scaletot_jax.errors import PreemptedError
 from scaletot_jax.files import read_arrays, read_json
 from scaletot_jax.profiles.prepare import prepare
@@ -89,16 +90,45 @@ def artifacts(folder, stage):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    here(place, "one", "sft", "osipo")
+    here(place, "one", "sft", "osipo", "distill", "score")
     return place / "one"
 
 
-def test_two_processes_equal_one(place, alone):
+def start_two(place, verbs, name):
     environ = processes.environment(cache=place / "cache2") | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    group = processes.start(VERBS, "sft,osipo", *arguments(place, "two"), processes=2, environ=environ)
+    return processes.start(SLOW + VERBS, verbs, *arguments(place, name), processes=2, environ=environ)
+
+
+def wait_for_step(log, number, group):
+    deadline = time.monotonic() + 180
+    while len(read_steps(log)) < number:
+        assert all(process.poll() is None for process in group) and time.monotonic() < deadline, processes.finish(group)
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def two(place):
+    """Two processes, twice cut short: the second is killed amid SFT, then the first, which leads, amid OSIPO; then to the end."""
+    name, verbs = "two", "sft,osipo,distill,score"
+    for stage, killed in (("sft", 1), ("osipo", 0)):
+        group = start_two(place, verbs, name)
+        wait_for_step(place / name / stage / "steps.jsonl", 1, group)
+        group[killed].kill()
+        codes = [code for code, _, _ in processes.finish(group)]
+        assert codes.pop(killed) == -signal.SIGKILL
+        assert codes[0] in (
+            PreemptedError.exit_code,
+            -signal.SIGABRT,
+        )  # JAX aborts where its own thread finds out first
+        assert not (place / name / stage / "stage.json").exists()
+    group = start_two(place, verbs, name)
     done = processes.finish(group)
     assert [code for code, _, _ in done] == [0, 0], done
-    two = place / "two"
+    return place / name, [out for _, out, _ in done]
+
+
+def test_two_processes_equal_one_although_each_was_killed_once(alone, two):
+    two, outputs = two
     for stage in ("sft", "osipo"):
         losses = [[row["loss"] for row in read_steps(folder / stage / "steps.jsonl")] for folder in (alone, two)]
         assert len(losses[0]) == len(losses[1]) >= 2
@@ -112,7 +142,13 @@ def test_two_processes_equal_one(place, alone):
         assert scores.keys() == others.keys()
         for which in scores:
             np.testing.assert_allclose(others[which]["rps"], scores[which]["rps"], atol=1e-6)
-    assert "sft: " in done[0][1] and "sft: " not in done[1][1]  # the first alone says where the result lies
+    assert "sft: " in outputs[0] and "sft: " not in outputs[1]  # the first alone says where the result lies
+
+
+def test_everybody_is_scored_as_by_one(alone, two):
+    one, other = (read_embeddings(folder / "score") for folder in (alone, two[0]))
+    assert len(one) == 400
+    np.testing.assert_allclose(other, one, atol=1e-2)
 
 
 def test_sigterm_saves_and_the_same_command_continues(place, alone):
