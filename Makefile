@@ -69,10 +69,10 @@ audit: $(VENV)/.made
 	fi
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 soak: $(VENV)/.test
-	HYPOTHESIS_PROFILE=soak SCALETOT_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+	HYPOTHESIS_PROFILE=soak SCALETOT_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

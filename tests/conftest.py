@@ -1,5 +1,6 @@
 """Shared test settings: eight emulated CPU devices, no network, small deterministic examples."""
 
+import collections
 import os
 
 import jax
@@ -12,12 +13,30 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+# Few tests, but long: begun last, they would leave the other workers idle in the end.
+LONG = (
+    "pipeline",
+    "notebooks",
+    "tests/teacher/test_smollm2.py",
+    "tests/evaluation/test_controls.py",
+    "tests/lm/test_smollm2.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist, which writes the groups into the names
 def pytest_collection_modifyitems(items):
-    """A file's tests stay in one worker: what its fixtures train and compile is made once. Groups of their own stand."""
+    """A file's tests stay in one worker: what its fixtures train and compile is made once. Groups of their own stand.
+
+    The long groups come first, then those with many tests.
+    """
+    group = {}
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
+        marker = item.get_closest_marker("xdist_group")
+        group[item] = marker.args[0] if marker.args else marker.kwargs["name"]
+    count = collections.Counter(group.values())
+    items.sort(key=lambda item: (group[item] not in LONG, -count[group[item]], group[item]))
 
 
 def pytest_terminal_summary(terminalreporter):
