@@ -37,11 +37,12 @@ SYSTEMS: dict[str, dict[str, str]] = {
     "sft": {"distill.student": "sft"},
     "no gradient": {"osipo.process_weight": "0", "osipo.outcome_weight": "0"},
     "grpo": {
-        "osipo.process_weight": "0", "osipo.baseline": "group_mean", "osipo.scale": "group_std", "osipo.ratio": "token",
-        "osipo.aggregation": "sequence_mean",
+        "osipo.process_weight": "0", "osipo.baseline": "group_mean", "osipo.scale": "group_std", "osipo.min_scale": "1e-6",
+        "osipo.ratio": "token", "osipo.aggregation": "sequence_mean", "osipo.clip_high": "0.2", "osipo.kl_weight": "0.04",
     },
     "prime": {
         "osipo.estimator": "prime", "osipo.outcome_weight": "5", "osipo.process_weight": "5", "osipo.ratio": "token",
+        "osipo.aggregation": "token_mean", "osipo.clip_high": "0.2", "osipo.kl_weight": "0", "osipo.beta": "0.05",
     },
 }  # fmt: skip
 RESAMPLES, LEVEL, SEED = 1000, 0.95, 0

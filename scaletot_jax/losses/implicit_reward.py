@@ -21,6 +21,8 @@ from scaletot_jax.losses.arguments import (
 from scaletot_jax.losses.groups import AxisName, group_statistics
 from scaletot_jax.losses.segments import PADDING, response_tokens, segment_counts, segment_sums
 
+_EQUAL = 1e-6  # outcomes of one prompt that differ by less are one: rounding
+
 
 def segment_rewards(
     prm_logps: jax.Array, ref_logps: jax.Array, segment_ids: jax.Array, *, num_segments: int, beta: float | jax.Array
@@ -97,8 +99,10 @@ def implicit_reward_loss(
 
     Returns:
       The scalar loss (0 if no chain counts) and metrics: ``count`` (chains counted; multiply the loss by it to accumulate
-      over micro-batches), ``value`` (mean of the last V), ``probability`` (mean of σ(V + b)), ``accuracy`` (σ ≥ ½ agrees
-      with s ≥ ½), ``structural_share`` (share of |β·Σ log-ratio| that lies on delimiters and the answer).
+      over micro-batches), ``value`` (mean of the last V), ``probability`` (mean of σ(V + b)), ``accuracy`` (how often V > 0
+      where s lies above s̄_u, without shift above ½, and V < 0 where below; V = 0 counts half, chains with s = s̄_u do not, and
+      with no other chain it is 0), ``structural_share`` (share of |β·Σ log-ratio| that lies outside the segments: on delimiters
+      that were not forced, and on the answer).
 
     Raises:
       ValueError: shapes that disagree, or an unknown ``boundary_weights``.
@@ -119,7 +123,8 @@ def implicit_reward_loss(
     labels = jax.lax.stop_gradient(jnp.clip(jnp.where(counted, floating(outcomes), 0), 0, 1))
 
     values = jnp.cumsum(rewards, axis=1)
-    logits = values + (group_log_odds(labels, counted, group_ids, axis_name)[:, None] if shift else 0)
+    mean = _group_mean(labels, counted, group_ids, axis_name)
+    logits = values + (_log_odds(mean)[:, None] if shift else 0)
     cross_entropy = labels[:, None] * jax.nn.softplus(-logits) + (1 - labels)[:, None] * jax.nn.softplus(logits)
     later = jnp.flip(jnp.cumsum(jnp.flip(valid, 1), axis=1), 1) - valid  # present segments after k
     weights = (valid if boundary_weights == "uniform" else valid & (later == 0)).astype(logits.dtype)
@@ -129,17 +134,19 @@ def implicit_reward_loss(
     content = jnp.where(counted, jnp.abs(values[:, -1]), 0)
     structural = jnp.where(counted, jnp.abs(whole - values[:, -1]), 0)
     probability = jax.nn.sigmoid(logits[:, -1])
-    agrees = ((probability >= 0.5) == (labels >= 0.5)) & counted
-    columns = (jnp.where(counted, x, 0).sum() for x in (chain_loss, values[:, -1], probability, agrees))
-    sums = jnp.stack([*columns, content.sum(), structural.sum()])
+    better = labels - (mean if shift else 0.5)
+    told = counted & (jnp.abs(better) > _EQUAL)  # one of equals is neither better nor worse
+    agrees = jnp.where(told, 0.5 + 0.5 * jnp.sign(values[:, -1]) * jnp.sign(better), 0)
+    columns = (jnp.where(counted, x, 0).sum() for x in (chain_loss, values[:, -1], probability))
+    sums = jnp.stack([*columns, agrees.sum(), content.sum(), structural.sum(), told.sum().astype(logits.dtype)])
     count = all_sum(counted.sum().astype(logits.dtype), axis_name)
     sums = all_sum(sums, axis_name)
-    loss, value, mean_probability, accuracy = (divide(sums[n], count) for n in range(4))
+    loss, value, mean_probability = (divide(sums[n], count) for n in range(3))
     metrics = {
         "count": count,
         "value": value,
         "probability": mean_probability,
-        "accuracy": accuracy,
+        "accuracy": divide(sums[3], sums[6]),
         "structural_share": divide(sums[5], sums[4] + sums[5]),
     }
     return loss, jax.lax.stop_gradient(metrics)
@@ -159,8 +166,17 @@ def group_log_odds(
     Returns:
       [B]; every rollout of a group gets the group's number.
     """
+    return _log_odds(_group_mean(labels, counted, group_ids, axis_name))
+
+
+def _group_mean(labels: jax.Array, counted: jax.Array, group_ids: jax.Array, axis_name: AxisName) -> jax.Array:
+    """[B]: s̄_u over the group's counted chains, ½ where there is none."""
     group = group_statistics(labels[:, None], counted[:, None], jnp.asarray(group_ids), axis_name)
-    mean = jnp.clip(jnp.where(group.size > 0, group.mean, 0.5)[:, 0], 0.05, 0.95)
+    return jnp.where(group.size > 0, group.mean, 0.5)[:, 0]
+
+
+def _log_odds(mean: jax.Array) -> jax.Array:
+    mean = jnp.clip(mean, 0.05, 0.95)
     return jax.lax.stop_gradient(jnp.log(mean) - jnp.log1p(-mean))
 
 

@@ -31,6 +31,16 @@ def learning(material: Material) -> Markup:
                 class_="warn",
             )
         )
+    if osipo.get("process_signal") is False:
+        parts.append(
+            el(
+                "p",
+                "The process reward did not order the chains of one user better than chance: AUC ",
+                number(osipo.get("value_auc"), 3), " [", number(osipo.get("value_auc_low"), 3), ", ",
+                number(osipo.get("value_auc_high"), 3), "] over ", number(osipo.get("value_pairs")), " pairs.",
+                class_="warn",
+            )
+        )  # fmt: skip
     if osipo.get("worse_than_sft"):
         parts.append(el("p", f"OSIPO: {osipo['worse_than_sft']}.", class_="warn"))
     for stage, of in (("sft", "profiles"), ("osipo", "labelled_users")):
@@ -43,7 +53,7 @@ def learning(material: Material) -> Markup:
         parts.append(
             el(
                 "p",
-                f"The process reward was switched off from update {update} on: {STOPPED.get(rule, rule)}.",
+                f"The process reward was switched off after update {update}: {STOPPED.get(rule, rule)}.",
                 class_="warn",
             )
         )

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from scaletot_jax.errors import PreemptedError
+from scaletot_jax.errors import ConfigError, PreemptedError
 from scaletot_jax.parallel import checkpoint, distributed
 from scaletot_jax.parallel.preemption import Notice
 from scaletot_jax.run import Stage
 from scaletot_jax.sinks import Sinks
 from scaletot_jax.step_log import StepLog
+
+
+def check_finite(stage: Stage, step: int, values: Mapping[str, float]) -> None:
+    """Refuses to go on from a step that left no numbers; to be called before its checkpoint is saved.
+
+    Raises:
+      ConfigError: ``loss`` or ``grad_norm`` is not finite. The checkpoints before it stand.
+    """
+    for name in ("loss", "grad_norm"):
+        if name in values and not math.isfinite(values[name]):
+            raise ConfigError(
+                f"stage '{stage.name}' diverged",
+                where=f"{stage.path('steps.jsonl')}, step {step}",
+                why=f"{name} is {values[name]}",
+                do=f"lower {stage.name}.learning_rate or {stage.name}.clip_norm, or set student.compute_dtype=float32",
+            )
 
 
 class Keeper:

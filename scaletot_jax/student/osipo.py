@@ -39,14 +39,14 @@ from scaletot_jax.student.data import batches
 from scaletot_jax.student.examples import Examples, hold_out
 from scaletot_jax.student.held_out import held_out_scores
 from scaletot_jax.student.labelled import Labelled, labelled_rows, pooled
-from scaletot_jax.student.loop import Keeper
+from scaletot_jax.student.loop import Keeper, check_finite
 from scaletot_jax.student.osipo_programs import Flight, prepare
 from scaletot_jax.student.osipo_step import OSIPOBatch, OSIPOState
 from scaletot_jax.student.policy import ROLLOUT_STREAM, Student, load_split, load_student, split
 from scaletot_jax.student.rollout import request_keys, sample_chains
 from scaletot_jax.student.sft import load_examples
 from scaletot_jax.student.sft_step import SFTBatch
-from scaletot_jax.student.switch_off import auc_interval, no_better_than_chance
+from scaletot_jax.student.switch_off import auc_interval, never_judged, no_better_than_chance
 from scaletot_jax.student.throughput import FORWARD, LORA, count_work, model_flops
 from scaletot_jax.teacher.identity import identity_of_model
 
@@ -97,6 +97,12 @@ def osipo(run: Run) -> Stage:
             f"{MIN_OUTCOME_VARIANCE:.0e} in the median update): most updates had no signal to learn from",
             file=sys.stderr,
         )
+    if summary["process_signal"] is False:
+        print(
+            f"osipo: the process reward did not order the chains of one user better than chance (AUC {summary['value_auc']:.3f} "
+            f"[{summary['value_auc_low']:.3f}, {summary['value_auc_high']:.3f}] over {summary['value_pairs']:,} pairs)",
+            file=sys.stderr,
+        )
     if summary["worse_than_sft"]:
         print(f"osipo: {summary['worse_than_sft']}", file=sys.stderr)
     artifacts = ["adapter.safetensors", "reward.safetensors", "users.parquet", "steps.jsonl", "scores.json"]
@@ -139,6 +145,8 @@ def train(
     key = jax.random.fold_in(jax.random.key(seed), ROLLOUT_STREAM)
     requests = jnp.arange(prompts * count).reshape(prompts, count)
     keeper = Keeper(stage, run.config["checkpoint"])
+    if (note := never_judged(settings)) is not None:
+        print(f"osipo: {note}", file=sys.stderr)
     stopped: dict[str, int] = {}
     unit, done = keeper.resume(_unit(state, flight), data, stopped)
     state, flight = unit if flight is not None else (unit, None)
@@ -193,6 +201,7 @@ def train(
             )
             speed = clock.stop(update, *work, rollout_seconds=sampled)
             log.append(update, **values)
+            check_finite(stage, update, values)
             history.append({"step": update, **values})
             for rule in fired(history, settings["kl_limit"], settings["auc_pairs"]):
                 stopped.setdefault(rule, update)
@@ -273,6 +282,7 @@ def summarise(steps: list[dict[str, Any]], stopped: dict[str, int]) -> dict[str,
         "value_auc_low": judged.low if judged else None,
         "value_auc_high": judged.high if judged else None,
         "value_pairs": judged.pairs if judged else 0,
+        "process_signal": judged.low > 0.5 if judged and any(row["process_weight"] for row in fresh) else None,
         "value_correlation": mean("value_correlation"),
         "process_stopped": stopped,
     }

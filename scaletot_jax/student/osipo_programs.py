@@ -82,12 +82,14 @@ def prepare(run: Run, student: Student, users: Labelled, examples: Examples, sam
             ("reward", settings["reward_learning_rate"], -(-settings["updates"] // settings["epochs"])),
         )
     }
-    labels = prompts * -(-settings["updates"] // settings["epochs"])  # of all batches of rollouts
+    drawn = prompts * -(-settings["updates"] // settings["epochs"])  # by all batches of rollouts
+    labels = min(drawn, len(users.rows))  # a label that is drawn again says nothing new
     options = OSIPOOptions(
         num_segments=student.spec.num_segments,
         lora_scale=student.lora_scale,
         scale=None if settings["scale"] == "none" else settings["scale"],
         answer_anchor=settings["answer_prior"] / labels,
+        replay_answer_weight=run.config["sft"]["answer_weight"],
         **{
             name: settings[name]
             for name in (

@@ -145,6 +145,8 @@ def osipo_first(
 
     ref_logps, targets = over_rows(referred, accumulate, batch)
 
+    prime = options.estimator == "prime"
+
     def reward_loss_of(logps: jax.Array, ref: jax.Array, rows: OSIPOBatch, outcomes: jax.Array) -> Any:
         flat = (-1, length)
         return implicit_reward_loss(
@@ -155,6 +157,8 @@ def osipo_first(
             _groups(*outcomes.shape),
             num_segments=options.num_segments,
             beta=options.beta,
+            boundary_weights="last" if prime else "uniform",
+            shift=not prime,
             complete=rows.rollouts.complete.reshape(-1),
         )
 
@@ -179,7 +183,7 @@ def osipo_first(
         num_segments=options.num_segments,
         beta=options.beta,
     )
-    if options.estimator == "prime":  # as its code has it
+    if prime:  # as its code has it
         advantages = prime_advantages(
             prm_logps.reshape(flat),
             ref_logps.reshape(flat),

@@ -87,6 +87,7 @@ class OSIPOOptions:
     answer_weight: float = 1.0
     answer_anchor: float = 0.0
     sft_weight: float = 0.05
+    replay_answer_weight: float = 1.0
 
 
 def policy_update(
@@ -166,12 +167,12 @@ def policy_update(
     answer_loss = jnp.sum(answer_losses(answer_logps, targets, batch.rollouts.complete)) / jnp.maximum(answered, 1)
     replayed = jnp.float32(0)
     if options.sft_weight > 0:
-        weight = loss_weight(grammar, replay, 1.0)
+        weight = loss_weight(grammar, replay, options.replay_answer_weight)
 
         def replay_part(lora: Adapter, micro: SFTBatch) -> Any:
             part, _ = sft_part(
                 cast(lora, compute_dtype), params, grammar, micro, weight, config=config,
-                lora_scale=options.lora_scale, rules=rules, remat=remat,
+                lora_scale=options.lora_scale, answer_weight=options.replay_answer_weight, rules=rules, remat=remat,
             )  # fmt: skip
             return part, (None, None)
 

@@ -33,7 +33,7 @@ from scaletot_jax.student.data import batches, steps_in
 from scaletot_jax.student.examples import Examples, blank_example, build_examples, hold_out
 from scaletot_jax.student.full import FullState, compute_copy, decayed, full_sft_step, save_parameters, start_full
 from scaletot_jax.student.held_out import held_out_scores
-from scaletot_jax.student.loop import Keeper
+from scaletot_jax.student.loop import Keeper, check_finite
 from scaletot_jax.student.policy import Student, build_student, check_layers, load_split, shorten, split
 from scaletot_jax.student.sft_step import SFTBatch, loss_weight, sft_part, sft_step
 from scaletot_jax.student.throughput import FULL, LORA, count_work, model_flops
@@ -163,6 +163,7 @@ def train(
             if due and held is not None:
                 values |= evaluate(part, state[0], frozen, held, size, mesh)
             log.append(number, **values)
+            check_finite(stage, number, values)
             keeper.after(number, state, {"data": data}, due=due, metric=values.get("eval_loss"))
             progress.advance(note=f"loss {values['loss']:.3f}, {speed}")
     kept = total

@@ -109,3 +109,19 @@ def windows(rows: Iterable[Mapping[str, Any]], pairs: int) -> list[Interval]:
 def no_better_than_chance(rows: Iterable[Mapping[str, Any]], pairs: int) -> bool:
     """Whether some full window's interval does not lie above ½."""
     return any(interval.low <= 0.5 for interval in windows(rows, pairs))
+
+
+def never_judged(settings: Mapping[str, Any]) -> str | None:
+    """A sentence where this run is too small for the rule ``chance``: no window can be full before the last update; else None.
+
+    Args:
+      settings: the configuration's section ``osipo``.
+    """
+    batches = -(-settings["updates"] // settings["epochs"]) - settings["warmup_updates"]
+    pairs = settings["prompts"] * settings["rollouts"] * (settings["rollouts"] - 1) // 2
+    if settings["process_weight"] == 0 or (batches >= MIN_UPDATES and batches * pairs >= settings["auc_pairs"]):
+        return None
+    return (
+        f"the process reward is not judged while the updates run: {max(0, batches)} batches of at most {pairs:,} pairs, "
+        f"{settings['auc_pairs']:,} pairs and {MIN_UPDATES} batches are needed (osipo.auc_pairs); the end says what all of them show"
+    )

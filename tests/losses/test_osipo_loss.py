@@ -225,6 +225,20 @@ def test_reward_hidden_on_delimiters_is_reported():
     np.testing.assert_allclose(metrics["value"], 1.0)
 
 
+def test_accuracy_is_about_the_order_within_a_group():
+    """Values 1, -1, 0 against the group's mean; the second group is equal, its chains are neither better nor worse."""
+    prm, ids = np.array([[1.0], [-1.0], [0.0], [2.0], [3.0]]), np.zeros((5, 1), int)
+    groups, outcomes = np.array([0, 0, 0, 1, 1]), np.array([0.97, 0.95, 0.93, 0.9, 0.9])
+    function = compiled(implicit_reward_loss, num_segments=1, beta=1.0)
+    _, metrics = function(prm, np.zeros((5, 1)), ids, outcomes, groups)
+    np.testing.assert_allclose(metrics["accuracy"], (1 + 0.5) / 2)  # the second lies at the mean
+    _, metrics = function(prm[3:], np.zeros((2, 1)), ids[3:], outcomes[3:], groups[3:])
+    assert metrics["accuracy"] == 0
+    absolute = compiled(implicit_reward_loss, num_segments=1, beta=1.0, shift=False)
+    _, metrics = absolute(prm, np.zeros((5, 1)), ids, outcomes, groups)
+    np.testing.assert_allclose(metrics["accuracy"], (1 + 0 + 0.5 + 1 + 1) / 5)
+
+
 def test_implicit_reward_misuse_is_refused():
     batch = make_batch(0)
     arguments = batch.prm, batch.ref, batch.ids, batch.outcomes, batch.groups

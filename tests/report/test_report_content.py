@@ -270,7 +270,7 @@ def test_a_student_without_signal_is_named(tmp_path):
         write_record(path, record)
         content = excerpt(run.workdir, run.config, "learning")
     assert "OSIPO had no signal" in content
-    assert "switched off from update 7" in content and "held-out skill fell" in content
+    assert "switched off after update 7" in content and "held-out skill fell" in content
 
 
 def test_every_segment_has_its_credit(run):

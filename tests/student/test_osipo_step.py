@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from student import toy
 
-from scaletot_jax.losses import osipo_advantages, prime_advantages
+from scaletot_jax.losses import implicit_reward_loss, osipo_advantages, prime_advantages
 from scaletot_jax.student import osipo_step as module
 from scaletot_jax.student.adapter import adamw, start
 from scaletot_jax.student.diagnostics import credit_by_segment, within_group_correlation
@@ -230,7 +230,12 @@ def test_prime_gives_its_own_advantages_on_the_same_rollouts():
             used["arguments"], used["how"] = arguments, how
             return prime_advantages(*arguments, **how)
 
+        def learn(*arguments, **how):
+            used["learnt"] = how["boundary_weights"], how["shift"]
+            return implicit_reward_loss(*arguments, **how)
+
         patch.setattr(module, "prime_advantages", record)
+        patch.setattr(module, "implicit_reward_loss", learn)
         options = dataclasses.replace(OPTIONS, estimator="prime")
         batch = OSIPOBatch(PROMPTS, VALID, rollouts(0), BUCKETS)
         out = jax.eval_shape(
@@ -240,6 +245,7 @@ def test_prime_gives_its_own_advantages_on_the_same_rollouts():
             fresh(), STUDENT.params, STUDENT.lora, STUDENT.grammar, batch, REPLAY, 0.1,
         )  # fmt: skip
     assert out[1].advantages.shape == batch.rollouts.tokens.shape
+    assert used["learnt"] == ("last", False)  # its reward model knows the end of a chain alone, and no group
     assert used["how"]["formula"] == "code" and used["how"]["whiten"] and used["how"]["scale"] == "batch_max"
     prm, ref, ids, outcomes, groups = used["arguments"]
     assert prm.shape == ref.shape == ids.shape == (24, STUDENT.chain_length) and outcomes.shape == groups.shape == (24,)

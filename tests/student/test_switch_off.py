@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from scaletot_jax.student.osipo import fired, worse_than_sft
-from scaletot_jax.student.switch_off import MIN_UPDATES, auc_interval, no_better_than_chance, students_quantile, windows
+from scaletot_jax.student.osipo import fired, summarise, worse_than_sft
+from scaletot_jax.student.switch_off import (
+    MIN_UPDATES,
+    auc_interval,
+    never_judged,
+    no_better_than_chance,
+    students_quantile,
+    windows,
+)
+
+LOGGED = (
+    "outcome", "outcome_variance", "zero_advantage_groups", "clip_fraction", "structural_share", "value_correlation",
+)  # fmt: skip
 
 
 def rows(aucs, pairs=100.0, weight=0.1):
@@ -86,3 +97,23 @@ def test_updates_that_lowered_the_held_out_skill_are_named():
     )
     assert worse_than_sft({**scores, "osipo": {"skill": 0.045, "users": 100}}) is None
     assert worse_than_sft({"osipo": scores["osipo"]}) is None and worse_than_sft({}) is None
+
+
+def test_a_run_too_small_to_be_judged_says_so():
+    """Exactly where no window of its own updates, all of their pairs counted, could be full."""
+    settings = dict(updates=10, epochs=1, warmup_updates=2, prompts=4, rollouts=4, process_weight=0.1, auc_pairs=192)
+    assert never_judged(settings) is None and windows(rows([0.6] * 8, 24.0), 192)
+    for name, value in (("updates", 9), ("auc_pairs", 193), ("rollouts", 3), ("epochs", 2), ("warmup_updates", 3)):
+        assert "not judged" in never_judged(settings | {name: value})
+    assert "0 batches" in never_judged(settings | {"updates": 1})
+    assert never_judged(settings | {"updates": 1, "process_weight": 0.0}) is None
+
+
+def test_the_summary_says_whether_there_was_a_process_signal():
+    def of(aucs, weight):
+        steps = [row | dict.fromkeys(LOGGED, 0.5) for row in rows(aucs, weight=weight)]
+        return summarise(steps, {})["process_signal"]
+
+    assert of([0.6, 0.62, 0.61], 0.1) is True
+    assert of([0.4, 0.62, 0.5], 0.1) is False
+    assert of([0.6, 0.62, 0.61], 0.0) is None
