@@ -197,6 +197,10 @@ def _execute(arguments: Sequence[str]) -> int:
         return 0
 
     distributed.initialize(options.coordinator, options.processes, options.process)  # before anything wants a device
+    if distributed.count() > 1:
+        from scaletot_jax.parallel.mesh import make_mesh
+
+        make_mesh(**config.mesh)  # a mesh that does not fit is refused now, not after days of teaching
     from scaletot_jax.pipeline import run_all, verdict
     from scaletot_jax.run import STAGES
 
@@ -218,8 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _guarded(arguments)
         orderly = code == 0
-    except PreemptedError as error:  # all of them leave together
-        code, orderly = _say(error), True
+    except PreemptedError as error:
+        code, orderly = _say(error), error.together
     except ScaleToTError as error:
         code = _say(error)
     except Exception as error:

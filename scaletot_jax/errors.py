@@ -73,9 +73,14 @@ class NotReproducedError(ScaleToTError):
 
 
 class PreemptedError(ScaleToTError):
-    """The machine is to be taken away; the work is saved and the same command continues it."""
+    """The machine is to be taken away; the work is saved and the same command continues it.
+
+    Attributes:
+      together: whether all processes of the run leave at this step; else this one does, and the others wait for it.
+    """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+    together = True
 
 
 class LostProcessError(ScaleToTError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from scaletot_jax.config import validate
-from scaletot_jax.errors import StaleRunError
+from scaletot_jax.errors import PreemptedError, StaleRunError
 from scaletot_jax.parallel import distributed
 from scaletot_jax.run import STAGES, Run, Stage
 
@@ -40,8 +40,12 @@ def run_stage(run: Run, name: str) -> Stage:
     if distributed.count() == 1 or name in _DIVIDED:
         return stage()
     if distributed.leads():
-        with distributed.alone():
-            stage()
+        try:
+            with distributed.alone():
+                stage()
+        except PreemptedError as error:
+            error.together = False
+            raise
     distributed.barrier(name)
     return run.finished(name)
 

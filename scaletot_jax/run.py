@@ -21,7 +21,7 @@ from typing import IO, Any
 from scaletot_jax import __version__
 from scaletot_jax.errors import ConfigError, DataError, OutdatedStageError, StaleRunError
 from scaletot_jax.files import disk_errors, fingerprint, plain, read_json, sha256_file, sync_directory, write_json
-from scaletot_jax.parallel.distributed import barrier, check_same, check_shared, leads
+from scaletot_jax.parallel.distributed import agree, barrier, check_same, check_shared, leads
 
 FORMAT = 1  # raise it when a stage's artifacts change shape or meaning
 STAGES = ("prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report")
@@ -213,7 +213,7 @@ class Run:
         if leads():
             self._check_owner(stage)
         check_same(stage.fingerprint, f"stage '{name}'")  # which the others open after the first has
-        stage.done = self._is_done(stage)
+        stage.done = agree(self._is_done(stage))  # one that went on alone would wait for the others, or they for it
         self._finished.pop(name, None)
         return stage
 

@@ -12,8 +12,10 @@ split is most of what is distilled (below some 2,000 reasoned profiles) and its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -62,13 +64,28 @@ def fold_student(run: Run, stage: Stage, profiles: Profiles, members: np.ndarray
     Raises:
       DataError: nothing is left to train on, or the student was trained on a member after all.
     """
-    with Run(stage.path(FOLDER) / str(fold), run.config, on_change="redo", lock=False) as inner:
+    config = {**run.config, "mesh": own_mesh(run.config["mesh"], jax.local_device_count())}
+    with Run(stage.path(FOLDER) / str(fold), config, on_change="redo", lock=False) as inner:
         table = _prepare(run, inner, profiles, members)
         _teach(run, inner, table)
         sft(inner)
         osipo(inner)
         check_folds(inner, profiles, members)
         return load_student(inner, run.config["distill"]["student"])
+
+
+def own_mesh(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The configured mesh where this process's own ``devices`` are enough, else the largest part of it that fits them.
+
+    A fold is trained by one process, whatever the mesh of the run spans. Its axes divide the configured ones, so that batches
+    and heads divide by them, too.
+    """
+    data, fsdp, tensor = (mesh[name] for name in ("data", "fsdp", "tensor"))
+    if max(data, 1) * fsdp * tensor <= devices:
+        return dict(mesh)
+    tensor = math.gcd(tensor, devices)
+    fsdp = math.gcd(max(data, 1) * fsdp, devices // tensor)
+    return {"data": 1, "fsdp": fsdp, "tensor": tensor}
 
 
 def check_folds(inner: Run, profiles: Profiles, members: np.ndarray) -> None:

@@ -124,10 +124,9 @@ def initialize(coordinator: str = "", processes: int | None = None, process: int
             do="start the same command in every process within half an hour; give --coordinator, --processes and "
             "--process where the cluster does not say them",
         ) from error
-    if count() > 1:
-        from scaletot_jax.parallel import preemption
+    from scaletot_jax.parallel import preemption
 
-        preemption.put_away()
+    preemption.put_away()  # JAX's service has taken SIGTERM even where it found no other process
     return count() > 1
 
 

@@ -2,7 +2,9 @@
 
 Clouds and schedulers announce it by SIGTERM. A single process notes the signal and the loop looks at the end of its step.
 Where several run, JAX's own service catches the signal of any of them and names a step that all will reach, so that they
-save one common checkpoint (``jax.experimental.multihost_utils.reached_preemption_sync_point``).
+save one common checkpoint (``jax.experimental.multihost_utils.reached_preemption_sync_point``). That step is the one after the
+last that any of them has asked about, so what it is told are not the loop's steps, which begin anew in another stage and
+in the middle after a restart, but how often it was asked since the process began.
 
 That service takes SIGTERM for itself from the moment the processes join, and only a training loop asks it. So its handler
 is put away where they join, and put back for as long as a loop listens: everywhere else the signal ends the process, as it
@@ -12,6 +14,7 @@ does a single one.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import signal
 import threading
 from types import FrameType
@@ -19,6 +22,7 @@ from typing import Any
 
 from scaletot_jax.parallel import distributed
 
+_asked = itertools.count(1)
 _service: Any = None  # the handler of JAX's service, as sigaction(2) describes it
 
 
@@ -67,12 +71,12 @@ class Notice:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
             self._listening = False
 
-    def reached(self, step: int) -> bool:
-        """Whether to save after this step and leave. Every process must ask at every step, with the same numbers."""
+    def reached(self) -> bool:
+        """Whether to save after this step and leave. Every process must ask at every step of every loop."""
         if distributed.count() > 1:
             from jax.experimental import multihost_utils
 
-            return bool(multihost_utils.reached_preemption_sync_point(step))
+            return bool(multihost_utils.reached_preemption_sync_point(next(_asked)))
         return self._given
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -104,7 +104,7 @@ class Keeper:
           PreemptedError: the machine is to be taken away; the state is saved.
         """
         self._units.check()
-        preempted = self._notice.reached(step)
+        preempted = self._notice.reached()
         if not (due or preempted):
             return
         positions = {name: iterator.get_state() for name, iterator in iterators.items()}

@@ -1,5 +1,8 @@
 """Out-of-fold students: whom each one may be trained on. The training itself is made up; the stages are tested with the student."""
 
+import itertools
+import math
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -96,3 +99,20 @@ def test_no_block_holds_profiles_of_two_students():
     plan = plan_blocks(40, 10, 33)
     assert [(block.begin, block.end) for block in plan] == [(0, 32), (32, 40), (40, 50), (50, 82), (82, 83)]
     assert len({block.file for block in plan}) == 5 and plan_blocks(40) == plan[:2]
+
+
+def test_a_fold_is_trained_on_the_process_s_own_devices():
+    """What fits stays as it is; what does not becomes a mesh that fits and divides what the configured one divides."""
+
+    def mesh(*sizes):
+        return dict(zip(("data", "fsdp", "tensor"), sizes))
+
+    for sizes in ((1, 1, 1), (0, 1, 1), (2, 2, 1), (0, 2, 2)):
+        assert student_folds.own_mesh(mesh(*sizes), 4) == mesh(*sizes)
+    assert student_folds.own_mesh(mesh(1, 16, 1), 4) == mesh(1, 4, 1)
+    assert student_folds.own_mesh(mesh(2, 4, 2), 4) == mesh(1, 2, 2)
+    assert student_folds.own_mesh(mesh(1, 6, 1), 4) == mesh(1, 2, 1)
+    for data, fsdp, tensor, devices in itertools.product((1, 2, 3), (1, 3, 8), (1, 2, 9), (1, 2, 4, 8)):
+        found = student_folds.own_mesh(mesh(data, fsdp, tensor), devices)
+        assert 1 <= math.prod(found.values()) <= devices
+        assert data * fsdp % (found["data"] * found["fsdp"]) == 0 and tensor % found["tensor"] == 0
