@@ -35,7 +35,7 @@ def learning(material: Material) -> Markup:
         parts.append(
             el(
                 "p",
-                "The process reward did not order the chains of one user better than chance: AUC ",
+                "The process reward has not been shown to order the chains of one user better than chance: AUC ",
                 number(osipo.get("value_auc"), 3), " [", number(osipo.get("value_auc_low"), 3), ", ",
                 number(osipo.get("value_auc_high"), 3), "] over ", number(osipo.get("value_pairs")), " pairs.",
                 class_="warn",

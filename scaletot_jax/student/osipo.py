@@ -99,7 +99,7 @@ def osipo(run: Run) -> Stage:
         )
     if summary["process_signal"] is False:
         print(
-            f"osipo: the process reward did not order the chains of one user better than chance (AUC {summary['value_auc']:.3f} "
+            f"osipo: the process reward has not been shown to order the chains of one user better than chance (AUC {summary['value_auc']:.3f} "
             f"[{summary['value_auc_low']:.3f}, {summary['value_auc_high']:.3f}] over {summary['value_pairs']:,} pairs)",
             file=sys.stderr,
         )
