@@ -18,8 +18,9 @@ launch/slurm.sh --config FILE --workdir DIR [options] [-- --config.key=value ...
   --dry-run            print the job and the command that submits it, and run nothing; needs no Slurm
 
 The processes find each other through Slurm. Two minutes before the time limit, and when the job is preempted, SFT and OSIPO
-save and end with exit code 75; the job is then put back into the queue and continues where it was, unless a task failed. Every other stage may be
-killed at any moment. With several processes, mesh.data=0 uses every GPU: -- --config.mesh.data=0.
+save and end with exit code 75; every other stage may be killed at any moment. A job whose tasks were stopped (75, 143), killed
+(137) or aborted for the loss of another (134) is put back into the queue, at most 20 times, and continues where it was; one that
+was cancelled, or in which a task failed otherwise, is not. With several processes, mesh.data=0 uses every GPU: -- --config.mesh.data=0.
 
 exit codes: 0 submitted, 2 a wrong argument (nothing was run), 5 sbatch is missing, else sbatch's own.
 TEXT
@@ -45,6 +46,9 @@ check_recipe
 environment=${environment:-$PWD/.venv}
 check --environment "$environment" '/?[.A-Za-z0-9_][-.A-Za-z0-9_]*(/[.A-Za-z0-9_][-.A-Za-z0-9_]*)*' /home/me/scaletot/.venv
 
+# Not the run's fault, as in babysit.py: preempted, or another process was lost, of which JAX may abort (134); killed; ended by a signal.
+retried='75 | 134 | 137 | 143'
+
 job() {
   cat <<JOB
 #!/usr/bin/env bash
@@ -61,15 +65,29 @@ ${time:+#SBATCH --time=$time
 #SBATCH --open-mode=append
 #SBATCH --output=$workdir/slurm-%j.log
 set -uo pipefail
-wrong=$workdir/.slurm-\$SLURM_JOB_ID.wrong # an error of one task: the others lost it and end with 75, which srun may report instead
+wrong=$workdir/.slurm-\$SLURM_JOB_ID.wrong # an error of one task: srun reports the highest code, that of the tasks that lost it
 rm -f "\$wrong"
 export wrong
-srun --kill-on-bad-exit=1 bash -c '"\$@"; code=\$?; ((code == 0 || code == 75 || code > 127)) || echo "\$code" >"\$wrong"; exit "\$code"' \\
+# Slurm signals all processes of a step, this shell with its scaletot: it lives to see the code with which the save ends.
+# It hands no signal on: scaletot has its own, and a second one would end the save.
+srun --kill-on-bad-exit=1 bash -c '
+trap : TERM
+"\$@"
+code=\$?
+case \$code in 0 | $retried) ;; *) echo "\$code" >"\$wrong" ;; esac
+exit "\$code"' \\
   task $(quote "$environment/bin/scaletot" run --config "$config" --workdir "$workdir" "${overrides[@]+"${overrides[@]}"}")
 code=\$?
 if [[ -s \$wrong ]]; then code=\$(head -n 1 "\$wrong"); fi
-# Saved; the same command continues. Not for ever: processes that cannot find each other end with 75, too.
-if ((code == 75 && \${SLURM_RESTART_COUNT:-0} < 20)); then scontrol requeue "\$SLURM_JOB_ID"; fi
+# The same command continues. Not for ever: processes that cannot find each other end with 75, too.
+case \$code in
+  $retried)
+    if ((\${SLURM_RESTART_COUNT:-0} < 20)); then
+      sleep 5 # where the job was cancelled, SIGTERM is on its way to this shell, too, and ends it here
+      scontrol requeue "\$SLURM_JOB_ID"
+    fi
+    ;;
+esac
 exit "\$code"
 JOB
 }

@@ -113,47 +113,83 @@ def test_without_the_scheduler_a_clear_error(checkout, tmp_path, script, argumen
     assert result.returncode == 5 and "is not installed" in result.stderr and "--dry-run" in result.stderr
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (4, False), (75, True)])
-def test_the_job_goes_back_into_the_queue_after_a_preemption_alone(checkout, tmp_path, code, requeued):
-    """The submitted job is run, with srun and scontrol for fakes: the override arrives whole, the exit code is kept."""
+def run_job(checkout, tmp_path, srun, *arguments, restarts=0, sleep=""):
+    """The submitted job run with fakes for Slurm's programs: what it ended with, and what srun and scontrol logged."""
     bin_folder = tmp_path / "bin"
     fake(bin_folder, "sbatch", "open('job.sh', 'w').write(sys.stdin.read())\n")
-    fake(bin_folder, "srun", f"log(arguments)\nsys.exit({code})\n")
+    fake(bin_folder, "srun", srun)
     fake(bin_folder, "scontrol", "log(arguments)\n")
+    fake(bin_folder, "sleep", sleep)  # before a requeue
     path, workdir = f"{bin_folder}:{os.environ['PATH']}", tmp_path / "run"
-    arguments = [*RECIPE, "--workdir", str(workdir), "--nodes", "2", "--", HOSTILE]
-    assert run_script(checkout, "slurm.sh", *arguments, path=path).returncode == 0
-    assert workdir.is_dir()  # where the log will be
-    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "71"}
-    done = subprocess.run(["bash", "job.sh"], cwd=checkout, env=env, capture_output=True, text=True)
-    assert done.returncode == code and done.stderr == ""
-    made = calls(bin_folder)
-    assert made[0][-1] == HOSTILE and made[0][6:8] == ["run", "--config"]
-    assert made[1:] == ([["requeue", "71"]] if requeued else [])
+    submitted = run_script(checkout, "slurm.sh", *RECIPE, "--workdir", str(workdir), *arguments, path=path)
+    assert submitted.returncode == 0 and workdir.is_dir()  # where the log will be
+    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "71", "SLURM_RESTART_COUNT": str(restarts)}
+    done = subprocess.run(["bash", "job.sh"], cwd=checkout, env=env, capture_output=True, text=True, timeout=60)
+    return done, calls(bin_folder)
+
+
+REQUEUE = ["requeue", "71"]
 
 
 @pytest.mark.parametrize(
-    ("ends", "code", "requeued"), [((3, 75), 3, False), ((137, 75), 75, True), ((75, 75), 75, True)]
+    ("code", "restarts", "requeued"),
+    [(0, 0, False), (4, 0, False), (139, 0, False), (75, 19, True), (75, 20, False)]
+    + [(code, 0, True) for code in (75, 134, 137, 143)],
+)
+def test_the_job_goes_back_into_the_queue_after_what_is_not_its_fault(checkout, tmp_path, code, restarts, requeued):
+    """The override arrives whole, the exit code is kept."""
+    srun = f"log(arguments)\nsys.exit({code})\n"
+    done, made = run_job(checkout, tmp_path, srun, "--nodes", "2", "--", HOSTILE, restarts=restarts)
+    assert done.returncode == code and done.stderr == ""
+    assert made[0][-1] == HOSTILE and made[0][6:8] == ["run", "--config"]
+    assert made[1:] == ([REQUEUE] if requeued else [])
+
+
+def test_a_cancelled_job_stays_out_of_the_queue(checkout, tmp_path):
+    """scancel sends SIGTERM to the tasks and to the shell of the job, which may come to hear of it after them."""
+    cancel = "import signal\nos.kill(os.getppid(), signal.SIGTERM)\n"
+    done, made = run_job(checkout, tmp_path, "log('srun')\nsys.exit(143)\n", sleep=cancel)
+    assert done.returncode == -signal.SIGTERM and made == ["srun"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "requeued"),
+    [((3, 75), 3, False), ((3, 137), 3, False), ((139, 143), 139, False), ((135, 137), 135, False)]
+    + [((75, 75), 75, True), ((137, 75), 137, True), ((75, 134), 134, True), ((143, 75), 143, True)],
 )
 def test_an_error_of_one_task_is_not_outvoted_by_those_that_lost_it(checkout, tmp_path, ends, code, requeued):
-    """srun reports the highest code, and the tasks that lost another end with 75; a job that ends so is done again."""
-    bin_folder = tmp_path / "bin"
-    fake(bin_folder, "sbatch", "open('job.sh', 'w').write(sys.stdin.read())\n")
-    fake(
-        bin_folder,
-        "srun",
-        f"import subprocess\nfor end in {ends}: subprocess.run(arguments[1:], env=os.environ | {{'END': str(end)}})\nsys.exit(75)\n",
-    )
-    fake(bin_folder, "scontrol", "log(arguments)\n")
+    """srun reports the highest code; tasks that lost another end with 75, or are aborted (134) or killed (137)."""
     (tmp_path / "venv").mkdir()
     fake(tmp_path / "venv" / "bin", "scaletot", "sys.exit(int(os.environ['END']))\n")
-    path, workdir = f"{bin_folder}:{os.environ['PATH']}", tmp_path / "run"
-    arguments = [*RECIPE, "--workdir", str(workdir), "--environment", str(tmp_path / "venv")]
-    assert run_script(checkout, "slurm.sh", *arguments, path=path).returncode == 0
-    env = {**os.environ, "PATH": path, "SLURM_JOB_ID": "71"}
-    done = subprocess.run(["bash", "job.sh"], cwd=checkout, env=env, capture_output=True, text=True)
+    srun = (
+        "import subprocess\n"
+        f"tasks = [subprocess.run(arguments[1:], env=os.environ | {{'END': str(end)}}) for end in {ends}]\n"
+        "log(max(task.returncode for task in tasks))\nsys.exit(max(task.returncode for task in tasks))\n"
+    )
+    done, made = run_job(checkout, tmp_path, srun, "--environment", str(tmp_path / "venv"))
     assert done.returncode == code and done.stderr == ""
-    assert (bin_folder / "calls.jsonl").exists() == requeued
+    assert made == [max(ends), *([REQUEUE] if requeued else [])]
+
+
+@pytest.mark.parametrize(
+    ("on_signal", "code"), [("time.sleep(1), open('saved', 'w'), sys.exit(75)", 75), ("os.abort()", 134), ("", 143)]
+)
+def test_a_task_outlives_the_signal_to_see_how_its_scaletot_ends(checkout, tmp_path, on_signal, code):
+    """Slurm signals the shell of the task and its child alike, once; without a handler SIGTERM ends the child."""
+    (tmp_path / "venv").mkdir()
+    listen = f"signal.signal(signal.SIGTERM, lambda *_: ({on_signal}))\n" if on_signal else ""
+    body = f"import signal, time\n{listen}open('training', 'w').close()\ntime.sleep(60)\n"
+    fake(tmp_path / "venv" / "bin", "scaletot", body)
+    srun = (
+        "import signal, subprocess, time\n"
+        "task = subprocess.Popen(arguments[1:], start_new_session=True, stderr=subprocess.DEVNULL)\n"
+        "while not os.path.exists('training') and task.poll() is None: time.sleep(0.02)\n"
+        "os.killpg(task.pid, signal.SIGTERM)\n"
+        "code = task.wait()\nlog([code, os.path.exists('saved')])\nsys.exit(code if code >= 0 else 128 - code)\n"
+    )
+    done, made = run_job(checkout, tmp_path, srun, "--environment", str(tmp_path / "venv"))
+    assert made == [[code, code == 75], REQUEUE]  # a negative code: the shell itself was ended
+    assert done.returncode == code and done.stderr == ""
 
 
 def test_an_override_survives_the_shell_in_the_pod_unchanged(checkout, tmp_path):
