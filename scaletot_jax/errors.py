@@ -55,7 +55,7 @@ class OutdatedStageError(StaleRunError):
 
 
 class ResourceError(ScaleToTError):
-    """The machine ran out of something: disk, memory, time or budget."""
+    """The machine ran out of something, or has none to give: disk, memory, time, budget, locks."""
 
     exit_code = 5
 

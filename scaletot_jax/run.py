@@ -9,23 +9,28 @@ directory, which the kernel drops when it dies.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from scaletot_jax import __version__
-from scaletot_jax.errors import ConfigError, DataError, OutdatedStageError, StaleRunError
+from scaletot_jax.errors import ConfigError, DataError, OutdatedStageError, ResourceError, StaleRunError
 from scaletot_jax.files import disk_errors, fingerprint, plain, read_json, sha256_file, sync_directory, write_json
-from scaletot_jax.parallel.distributed import agree, barrier, check_same, check_shared, leads
+from scaletot_jax.parallel.distributed import agree, barrier, check_same, check_shared, count, leads
 
 FORMAT = 1  # raise it when a stage's artifacts change shape or meaning
 STAGES = ("prepare", "teach", "sft", "osipo", "distill", "score", "evaluate", "report")
-
+# After a loss the old first process holds the lock until JAX's watch over the processes ends it, in about 100 seconds.
+_LOCK_WAIT_S = 180.0
+_LOCK_LOOK_S = 2.0
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # what flock(2), and NFS by fcntl(2), say where another has it
 
 _RECORD = frozenset({"stage", "fingerprint", "identity", "artifacts", "summary"})
 
@@ -165,15 +170,10 @@ class Run:
         path = self.workdir / ".lock"
         handle = open(path, "a+")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            _lock(handle, self.workdir, _LOCK_WAIT_S if count() > 1 else 0.0)
+        except BaseException:
             handle.close()
-            raise StaleRunError(
-                "another process is working in this run directory",
-                where=str(self.workdir),
-                why=f"its lock is held ({error.strerror})",
-                do="wait for it to end, stop it, or choose another --workdir",
-            ) from error
+            raise
         self._lock_file = handle
         # What a killed process left behind; nobody else can be at work here.
         for leftover in [*self.workdir.rglob(".*.tmp"), *self.workdir.glob(".*.old")]:
@@ -318,6 +318,46 @@ class Run:
             return False
         stage.check_artifacts()
         return True
+
+
+def _lock(handle: IO[str], workdir: Path, patience: float) -> None:
+    """Takes the lock of a run directory; where another process has it, tries again for ``patience`` seconds.
+
+    Raises:
+      StaleRunError: another process has it.
+      ResourceError: the file system gives none.
+    """
+    deadline, said = time.monotonic() + patience, False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise _no_locks(workdir, error) from error
+            if time.monotonic() >= deadline:
+                raise StaleRunError(
+                    "another process is working in this run directory",
+                    where=str(workdir),
+                    why=f"its lock is held ({error.strerror})",
+                    do="wait for it to end, stop it, or choose another --workdir",
+                ) from error
+        if not said:
+            print(
+                f"{workdir} is in use; waiting up to {patience:.0f} s for a process lost before to end", file=sys.stderr
+            )
+            said = True
+        time.sleep(_LOCK_LOOK_S)
+
+
+def _no_locks(workdir: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        "the run directory cannot be locked, and two runs in it at once would spoil it",
+        where=str(workdir),
+        why=f"its file system gives no locks ({error.strerror})",
+        do="mount it with locks (Lustre: -o flock; NFS: version 4, or rpc.statd running here and on the server), "
+        "or choose a --workdir elsewhere",
+    )
 
 
 def _owner(path: Path) -> dict[str, Any] | None:

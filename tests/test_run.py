@@ -1,12 +1,15 @@
 """The run directory: fingerprints, refusal, locks, discarding."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 
 import pytest
 
 from scaletot_jax import run as run_module
-from scaletot_jax.errors import ConfigError, DataError, OutdatedStageError, StaleRunError
+from scaletot_jax.errors import ConfigError, DataError, OutdatedStageError, ResourceError, StaleRunError
 from scaletot_jax.files import write_json
 from scaletot_jax.run import Run, flatten
 
@@ -225,6 +228,56 @@ def test_two_processes_cannot_share_a_run_directory(tmp_path):
         holder.stdin.close()
         holder.stdout.close()
     Run(tmp_path, CONFIG).close()  # the kernel dropped the lock of the killed process
+
+
+def refuse_locks(monkeypatch, number, times=None):
+    """flock fails with this errno, ``times`` times or always; returns the list of its calls."""
+    tries, lock = [], fcntl.flock
+
+    def flock(handle, operation):
+        tries.append(operation)
+        if times is None or len(tries) <= times:
+            raise OSError(number, os.strerror(number))
+        lock(handle, operation)
+
+    monkeypatch.setattr(run_module.fcntl, "flock", flock)
+    return tries
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_not_called_in_use(tmp_path, monkeypatch, number, processes):
+    tries = refuse_locks(monkeypatch, number)
+    monkeypatch.setattr(run_module, "count", lambda: processes)
+    with pytest.raises(ResourceError, match=r"(?s)no locks.*-o flock"):
+        Run(tmp_path, CONFIG)
+    assert len(tries) == 1  # to wait would not help
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_single_process_does_not_wait_for_the_lock(tmp_path, monkeypatch, number, capsys):
+    tries = refuse_locks(monkeypatch, number)
+    with pytest.raises(StaleRunError, match="another process"):
+        Run(tmp_path, CONFIG)
+    assert len(tries) == 1 and capsys.readouterr().err == ""
+
+
+def test_several_processes_wait_for_a_lost_one_to_drop_the_lock(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "count", lambda: 2)
+    monkeypatch.setattr(run_module, "_LOCK_LOOK_S", 0.001)
+    tries = refuse_locks(monkeypatch, errno.EWOULDBLOCK, times=3)
+    Run(tmp_path, CONFIG).close()
+    assert len(tries) == 4 and capsys.readouterr().err.count("waiting up to 180 s") == 1
+
+
+def test_several_processes_do_not_wait_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "count", lambda: 2)
+    monkeypatch.setattr(run_module, "_LOCK_LOOK_S", 0.001)
+    monkeypatch.setattr(run_module, "_LOCK_WAIT_S", 0.05)
+    tries = refuse_locks(monkeypatch, errno.EWOULDBLOCK)
+    with pytest.raises(StaleRunError, match="another process"):
+        Run(tmp_path, CONFIG)
+    assert len(tries) > 2
 
 
 def test_flatten_names_every_leaf():
