@@ -63,8 +63,11 @@ ARMS: dict[str, dict[str, Any]] = {
         "process_weight": 0.0,
         "baseline": "group_mean",
         "scale": "group_std",
+        "min_scale": 1e-6,
         "ratio": "token",
         "aggregation": "sequence_mean",
+        "clip_high": 0.2,
+        "kl_weight": 0.04,
     },
 }
 PAIRS = (

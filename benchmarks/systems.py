@@ -9,8 +9,10 @@ loop without a policy gradient: its anchors alone. ``sft`` reads the states of t
 goes on where it was; one that is there already is read.
 
 Judged is ẑ everywhere at one share of the coverage curve: RPS skill over the base rate on the test rows, and every system's
-difference from SFT, over the draws as in :mod:`scaletot_jax.evaluation.draws` (one draw: a bootstrap of the test users).
-The student is one a system: differences include the luck of that training.
+difference from SFT, over the draws as in :mod:`scaletot_jax.evaluation.draws` (one draw: a bootstrap of the test users), with
+Holm's correction over the systems. Beside them stand the head without ẑ and the encoder of labels alone, which know no student. The
+student is one a system: differences include the luck of that training. PRIME and GRPO keep this stage's warm-ups, anchors and
+stop rules; only what docs/training.md names differs.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import pyarrow.compute as pc
 from scaletot_jax.evaluation import draws
 from scaletot_jax.evaluation.bootstrap import bootstrap, percentile_interval
 from scaletot_jax.evaluation.coverage import EVERYWHERE, LABELS, PROFILE
+from scaletot_jax.evaluation.family import bootstrap_p, holm
 from scaletot_jax.files import read_json, read_table
 
 SYSTEMS: dict[str, dict[str, str]] = {
@@ -67,7 +70,7 @@ def main() -> None:
         began = time.perf_counter()
         make(name, options, changes)
         seconds[name] = time.perf_counter() - began
-    found = {labels: judge(options.workdir, names, labels) for labels in LABELS}
+    found = {labels: judge(options.workdir, names, labels, options.draws) for labels in LABELS}
     for labels, rows in found.items():
         show(labels, rows)
     students = {name: student(options.workdir / folder(name), name) for name in names}
@@ -78,7 +81,7 @@ def main() -> None:
             {
                 "benchmark": "systems", "recipe": options.recipe, "share": options.share, "draws": options.draws,
                 "changes": changes, "labels": found, "students": students,
-                "seconds": {name: round(value) for name, value in seconds.items()}, "machine": harness.machine(),
+                "seconds_of_this_call": {name: round(value) for name, value in seconds.items()}, "machine": harness.machine(),
             }
         )
     )  # fmt: skip
@@ -113,9 +116,13 @@ def scaletot(verb: str, recipe: str, workdir: Path, changes: list[str]) -> None:
         sys.exit(f"systems.py: {verb} of {workdir} did not end well; type the same command to go on")
 
 
-def judge(workdir: Path, names: list[str], labels: str) -> dict[str, dict]:
-    """System → skill by draw and its mean, and the difference from SFT with its interval and p, where there is one."""
+def judge(workdir: Path, names: list[str], labels: str, count: int) -> dict[str, dict]:
+    """System → skill by draw and its mean, and the difference from SFT with its interval and p, where there is one.
+
+    Empty where some draw had too few reasoned users or labelled rows to be judged.
+    """
     by_system: dict[str, list[np.ndarray]] = {}
+    rows = None
     for name in names:
         table = read_table(workdir / folder(name) / "coverage" / "coverage.parquet")
         table = table.filter(pc.equal(table["labels"], labels))
@@ -124,9 +131,13 @@ def judge(workdir: Path, names: list[str], labels: str) -> dict[str, dict]:
             rivals |= {PROFILE: "profile alone", ENCODER_OF_LABELS: "labels only"}
         for system, shown in rivals.items():
             own = table.filter(pc.equal(table["system"], system)).sort_by([("draw", "ascending"), ("row", "ascending")])
-            count = len(set(own["draw"].to_pylist()))
+            if len(set(own["draw"].to_pylist())) < count:
+                return {}
             by_system[shown] = list(own["rps"].to_numpy().reshape(count, -1))
-            rows = own["row"].to_numpy()[: len(own) // count]
+            first = own["row"].to_numpy()[: len(own) // count]
+            assert rows is None or (rows == first).all()  # the same test rows in the same order
+            rows = first
+    assert rows is not None
     base, groups = base_rate_of(workdir / folder(names[0]), rows)
 
     def skill(rps: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -150,8 +161,10 @@ def judge(workdir: Path, names: list[str], labels: str) -> dict[str, dict]:
             interval, p = gain.interval, gain.p
         else:
             interval = percentile_interval(float(difference[0]), over_test, LEVEL)
-            p = float(min(1.0, 2 * min((over_test <= 0).mean(), (over_test >= 0).mean())))
-        out[name] |= {"minus_sft": [round(float(value), 4) for value in interval], "p": round(float(p), 4)}
+            p = bootstrap_p(over_test)
+        out[name] |= {"minus_sft": [round(float(value), 4) for value in interval], "p": p}
+    for name, p in holm({name: row["p"] for name, row in out.items() if "p" in row}).items():
+        out[name]["p_holm"] = p
     return out
 
 
@@ -180,10 +193,14 @@ def student(run: Path, name: str) -> dict[str, float]:
 
 
 def show(labels: str, rows: dict[str, dict]) -> None:
-    print(f"\nlabels {labels}: RPS skill of the head with ẑ")
+    print(f"\nlabels {labels}: RPS skill of the head with ẑ" if rows else f"\nlabels {labels}: too few to be judged")
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["skill"]):
         minus = row.get("minus_sft")
-        tail = f"   minus sft {minus[0]:+.4f} [{minus[1]:+.4f}, {minus[2]:+.4f}], p {row['p']:.3f}" if minus else ""
+        tail = (
+            f"   minus sft {minus[0]:+.4f} [{minus[1]:+.4f}, {minus[2]:+.4f}], p {row['p']:.3f}, {row['p_holm']:.3f} after Holm"
+            if minus
+            else ""
+        )
         print(f"{name:14} {row['skill']:.4f}  by draw {' '.join(f'{value:.3f}' for value in row['by_draw'])}{tail}")
 
 

@@ -197,7 +197,7 @@ def _execute(arguments: Sequence[str]) -> int:
         return 0
 
     distributed.initialize(options.coordinator, options.processes, options.process)  # before anything wants a device
-    if distributed.count() > 1:
+    if distributed.count() > 1 and options.verb in ("run", "sft", "osipo"):
         from scaletot_jax.parallel.mesh import make_mesh
 
         make_mesh(**config.mesh)  # a mesh that does not fit is refused now, not after days of teaching

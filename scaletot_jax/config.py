@@ -124,11 +124,11 @@ def default_config() -> ConfigDict:
     config.sft.accumulate = 1  # micro-batches a step: the same loss and gradient in as many times less memory
     config.sft.remat = "dots"  # what the backward pass computes again: none | dots (attention) | full (whole layers)
     config.sft.learning_rate = 1e-3
-    config.sft.schedule = "cosine"  # after the warm-up: constant | linear | cosine, the latter two to a tenth
+    config.sft.schedule = "cosine"  # after the warm-up: constant | linear | cosine, the latter two towards a tenth
     config.sft.warmup_steps = 5
     config.sft.weight_decay = 0.0
     config.sft.clip_norm = 1.0
-    config.sft.answer_weight = 1.0
+    config.sft.answer_weight = 1.0  # of answer tokens, here and in the chains that OSIPO replays
     config.sft.eval_fraction = (
         0.0  # of the teacher's profiles, kept out of SFT; their loss is logged at every checkpoint
     )
@@ -153,7 +153,7 @@ def default_config() -> ConfigDict:
     config.osipo.outcome_weight = 1.0  # 0 with process_weight=0: no policy gradient, the supervised terms alone
     config.osipo.process_weight = 0.1  # 0: RLOO
     config.osipo.estimator = (
-        "osipo"  # osipo | prime: credit by token, as PRIME's code has it; baseline, scale, gamma unread
+        "osipo"  # osipo | prime: credit by token, as PRIME's code has it; baseline, scale, min_scale, gamma unread
     )
     config.osipo.baseline = "loo"  # loo | group_mean
     config.osipo.scale = "batch_rms"  # of advantages: batch_rms | group_std (as GRPO) | none

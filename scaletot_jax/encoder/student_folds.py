@@ -75,17 +75,17 @@ def fold_student(run: Run, stage: Stage, profiles: Profiles, members: np.ndarray
 
 
 def own_mesh(mesh: Mapping[str, int], devices: int) -> dict[str, int]:
-    """The configured mesh where this process's own ``devices`` are enough, else the largest part of it that fits them.
+    """The configured mesh where this process's own ``devices`` are enough, else one whose axes divide the configured ones.
 
-    A fold is trained by one process, whatever the mesh of the run spans. Its axes divide the configured ones, so that batches
-    and heads divide by them, too.
+    A fold is trained by one process, whatever the mesh of the run spans. What divides by an axis divides by its divisors: batches,
+    widths and heads. On another number of devices a fold that was begun or done is trained again.
     """
-    data, fsdp, tensor = (mesh[name] for name in ("data", "fsdp", "tensor"))
-    if max(data, 1) * fsdp * tensor <= devices:
-        return dict(mesh)
-    tensor = math.gcd(tensor, devices)
-    fsdp = math.gcd(max(data, 1) * fsdp, devices // tensor)
-    return {"data": 1, "fsdp": fsdp, "tensor": tensor}
+    found, left = dict(mesh), devices
+    if max(mesh["data"], 1) * mesh["fsdp"] * mesh["tensor"] > devices:
+        for name in ("tensor", "fsdp", "data"):
+            found[name] = math.gcd(max(mesh[name], 1), left)
+            left //= found[name]
+    return found
 
 
 def check_folds(inner: Run, profiles: Profiles, members: np.ndarray) -> None:

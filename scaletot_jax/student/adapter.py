@@ -55,7 +55,7 @@ def adamw(
 def rates(learning_rate: float, *, steps: int, warmup: int, schedule: str) -> optax.Schedule:
     """Linear warm-up from ``learning_rate / (warmup + 1)`` to the peak, then the schedule.
 
-    ``"constant"`` stays at the peak, ``"linear"`` and ``"cosine"`` fall to a tenth of it at the last update and stay there.
+    ``"constant"`` stays at the peak, ``"linear"`` and ``"cosine"`` fall to a tenth of it, which they would reach one update after the last.
 
     Args:
       learning_rate: the peak.

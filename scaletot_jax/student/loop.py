@@ -18,15 +18,17 @@ def check_finite(stage: Stage, step: int, values: Mapping[str, float]) -> None:
     """Refuses to go on from a step that left no numbers; to be called before its checkpoint is saved.
 
     Raises:
-      ConfigError: ``loss`` or ``grad_norm`` is not finite. The checkpoints before it stand.
+      ConfigError: a loss or a gradient, the reward model's among them, is not finite. The checkpoints before it stand.
     """
-    for name in ("loss", "grad_norm"):
+    rates = {"loss": "learning_rate", "grad_norm": "learning_rate"}
+    rates |= {"reward_loss": "reward_learning_rate", "reward_grad_norm": "reward_learning_rate"}
+    for name, rate in rates.items():
         if name in values and not math.isfinite(values[name]):
             raise ConfigError(
                 f"stage '{stage.name}' diverged",
                 where=f"{stage.path('steps.jsonl')}, step {step}",
                 why=f"{name} is {values[name]}",
-                do=f"lower {stage.name}.learning_rate or {stage.name}.clip_norm, or set student.compute_dtype=float32",
+                do=f"lower {stage.name}.{rate}, or set student.compute_dtype=float32 where it is not, with --on-change=redo",
             )
 
 

@@ -112,7 +112,7 @@ def no_better_than_chance(rows: Iterable[Mapping[str, Any]], pairs: int) -> bool
 
 
 def never_judged(settings: Mapping[str, Any]) -> str | None:
-    """A sentence where this run is too small for the rule ``chance``: no window can be full before the last update; else None.
+    """A sentence where this run is too small for the rule ``chance``: no window can ever be full; else None.
 
     Args:
       settings: the configuration's section ``osipo``.
@@ -123,5 +123,5 @@ def never_judged(settings: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the process reward is not judged while the updates run: {max(0, batches)} batches of at most {pairs:,} pairs, "
-        f"{settings['auc_pairs']:,} pairs and {MIN_UPDATES} batches are needed (osipo.auc_pairs); the end says what all of them show"
+        f"{settings['auc_pairs']:,} pairs and {MIN_UPDATES} batches are needed (osipo.auc_pairs)"
     )

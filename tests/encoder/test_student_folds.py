@@ -111,8 +111,10 @@ def test_a_fold_is_trained_on_the_process_s_own_devices():
         assert student_folds.own_mesh(mesh(*sizes), 4) == mesh(*sizes)
     assert student_folds.own_mesh(mesh(1, 16, 1), 4) == mesh(1, 4, 1)
     assert student_folds.own_mesh(mesh(2, 4, 2), 4) == mesh(1, 2, 2)
-    assert student_folds.own_mesh(mesh(1, 6, 1), 4) == mesh(1, 2, 1)
+    assert student_folds.own_mesh(mesh(1, 6, 1), 4) == mesh(1, 2, 1) and student_folds.own_mesh(
+        mesh(6, 1, 1), 3
+    ) == mesh(3, 1, 1)
     for data, fsdp, tensor, devices in itertools.product((1, 2, 3), (1, 3, 8), (1, 2, 9), (1, 2, 4, 8)):
         found = student_folds.own_mesh(mesh(data, fsdp, tensor), devices)
         assert 1 <= math.prod(found.values()) <= devices
-        assert data * fsdp % (found["data"] * found["fsdp"]) == 0 and tensor % found["tensor"] == 0
+        assert data % found["data"] == fsdp % found["fsdp"] == tensor % found["tensor"] == 0

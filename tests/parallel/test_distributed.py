@@ -1,12 +1,15 @@
 """Who belongs to a group of processes, and what they tell each other; two real ones over loopback."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from parallel import processes
 
-from scaletot_jax.errors import ConfigError
+from scaletot_jax import cli, pipeline
+from scaletot_jax.errors import ConfigError, PreemptedError
 from scaletot_jax.parallel import distributed
 from scaletot_jax.parallel.distributed import Group, find_group
 
@@ -216,3 +219,40 @@ def test_what_says_that_another_process_is_gone(error, is_lost, monkeypatch):
     assert (distributed.lost(outer) is not None) == is_lost
     error.__cause__ = error  # raise error from error
     assert (distributed.lost(error) is not None) == is_lost
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """This process as the first of two, of which the other is never met."""
+    monkeypatch.setattr(distributed, "_joined", lambda: True)
+    monkeypatch.setattr(distributed, "initialize", lambda *_: True)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.process_index", lambda: 0)
+
+
+def test_a_stage_that_one_process_does_is_not_left_by_all(of_two, monkeypatch):
+    """Told to stop amid it, that process must not wait for the others, who wait for it."""
+
+    def stopped(run):
+        assert distributed.count() == 1
+        raise PreemptedError("told to stop")
+
+    monkeypatch.setattr("scaletot_jax.encoder.distill.distill", stopped)
+    with pytest.raises(PreemptedError) as caught:
+        pipeline.run_stage(None, "distill")
+    assert not caught.value.together and PreemptedError("of a divided stage").together
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(cli, "_guarded", lambda _: pipeline.run_stage(None, "distill"))
+    assert cli.main(["distill"]) == 75 and left == [75]
+
+
+@pytest.mark.parametrize(("verb", "refused"), [("run", True), ("osipo", True), ("teach", False)])
+def test_a_mesh_that_does_not_fit_is_refused_before_anything_is_done(of_two, monkeypatch, capsys, verb, refused):
+    begun, left = [], []
+    monkeypatch.setattr(pipeline, "run_all", lambda *_, **__: begun.append(verb))
+    monkeypatch.setattr(pipeline, "verdict", lambda _: "")
+    monkeypatch.setattr(os, "_exit", left.append)
+    code = cli.main([verb, "--config", "quickstart", "--config.mesh.fsdp=64"])
+    assert (code == 2 and not begun and left == [2]) if refused else (code == 0 and begun)
+    assert ("the mesh does not fit" in capsys.readouterr().err) == refused
