@@ -154,13 +154,13 @@ def test_the_whole_line_comes_out_again_from_its_record(undisturbed, place):
 
 @pytest.mark.parametrize("attempt", range(10 if SOAK else 1))
 def test_kill_9_at_random_moments_changes_no_byte(undisturbed, recipe, place, attempt):
-    """Five kills a run, each in another stage, at a random moment of it."""
+    """Some kills a run, each in another stage, at a random moment of it."""
     workdir, _ = undisturbed
     expected = line.results(workdir)
     assert len(expected) > 20
     rng = random.Random(20241 + attempt)
     disturbed = place / f"disturbed{attempt}"
-    for stage in sorted(rng.sample(STAGES[:-1], 5), key=STAGES.index):
+    for stage in sorted(rng.sample(STAGES[:-1], 5 if SOAK else 3), key=STAGES.index):
         took = json.loads((workdir / stage / "timing.json").read_text())["seconds_of_last_process"]
         delay = rng.uniform(0, min(2.0, 0.25 * took))  # compiled programs are cached: the stage is faster than it was
         process = subprocess.Popen(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,8 @@ PROMPTS = (
     "The household spent 45.60 on fresh food, so",
     "An apple a day",
 )
+if not os.environ.get("SCALETOT_SOAK"):
+    PROMPTS = PROMPTS[::2]
 NEW = 64
 
 
