@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from scaletot_jax.evaluation import draws
-from scaletot_jax.evaluation.bootstrap import bootstrap, percentile_interval
+from scaletot_jax.evaluation.bootstrap import percentile_interval
 from scaletot_jax.evaluation.coverage import EVERYWHERE, LABELS, PROFILE
 from scaletot_jax.evaluation.family import bootstrap_p, holm
 from scaletot_jax.files import read_json, read_table
@@ -140,16 +140,8 @@ def judge(workdir: Path, names: list[str], labels: str, count: int) -> dict[str,
     assert rows is not None
     base, groups = base_rate_of(workdir / folder(names[0]), rows)
 
-    def skill(rps: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return 1 - (weights @ rps) / (weights @ base)
-
-    functions = {
-        name: (lambda w, found=found: np.mean([skill(one, w) for one in found], axis=0))
-        for name, found in by_system.items()
-    }
-    samples = bootstrap(functions, groups, resamples=RESAMPLES, seed=SEED)
-    whole = np.ones((1, len(base)))
-    points = {name: np.array([float(skill(one, whole)[0]) for one in found]) for name, found in by_system.items()}
+    by_draw = [{name: found[draw] for name, found in by_system.items()} for draw in range(count)]
+    points, samples = draws.skills(by_draw, base, groups, resamples=RESAMPLES, seed=SEED)
     out = {}
     for name, point in points.items():
         out[name] = {"skill": float(point.mean()), "by_draw": point.round(4).tolist()}
@@ -179,9 +171,8 @@ def base_rate_of(run: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y = table[label.column].to_numpy()
     known = np.isin(np.asarray(table["split"].to_pylist()), ("distill", "head"))
     distribution = base_rate(y[known].astype(np.int64), label.horizon + 1)
-    return rps_rows(y[rows], np.tile(distribution, (len(rows), 1))), np.asarray(table["group"].to_pylist(), object)[
-        rows
-    ]
+    groups = np.asarray(table["group"].to_pylist(), object)
+    return rps_rows(y[rows], np.tile(distribution, (len(rows), 1))), groups[rows]
 
 
 def student(run: Path, name: str) -> dict[str, float]:

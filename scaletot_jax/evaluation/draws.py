@@ -46,6 +46,26 @@ def gain(by_draw: np.ndarray, over_test: np.ndarray, level: float) -> Gain:
     return Gain(Interval(mean, mean - reach * error, mean + reach * error), p, detectable)
 
 
+def skills(
+    draws: Sequence[Mapping[str, np.ndarray]], base: np.ndarray, groups: np.ndarray, *, resamples: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """RPS skill of every system that all draws have: in each draw [D], and the bootstrap distribution [R] of its mean over them.
+
+    Args: as of :func:`across`.
+    """
+    systems = [name for name in draws[0] if all(name in draw for draw in draws)]
+
+    def skill(name: str, draw: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
+        return 1 - (weights @ draw[name]) / (weights @ base)
+
+    functions = {
+        name: (lambda w, name=name: np.mean([skill(name, draw, w) for draw in draws], axis=0)) for name in systems
+    }
+    samples = bootstrap(functions, groups, resamples=resamples, seed=seed)
+    whole = np.ones((1, len(base)))
+    return {name: np.array([float(skill(name, draw, whole)[0]) for draw in draws]) for name in systems}, samples
+
+
 def across(
     draws: Sequence[Mapping[str, np.ndarray]], base: np.ndarray, groups: np.ndarray, *, resamples: int, level: float, seed: int
 ) -> dict[str, Any]:  # fmt: skip
@@ -60,20 +80,10 @@ def across(
       ``draws``, how many; ``skill``: system → {mean, by_draw}; ``differences``: "everywhere - other" → {estimate, low, high, p,
       minimal_detectable, by_draw}; ``verdict``: what :func:`scaletot_jax.evaluation.verdict.decide` says of the required rivals.
     """
-    systems = [name for name in draws[0] if all(name in draw for draw in draws)]
-
-    def skill(name: str, draw: Mapping[str, np.ndarray], weights: np.ndarray) -> np.ndarray:
-        return 1 - (weights @ draw[name]) / (weights @ base)
-
-    functions = {
-        name: (lambda w, name=name: np.mean([skill(name, draw, w) for draw in draws], axis=0)) for name in systems
-    }
-    samples = bootstrap(functions, groups, resamples=resamples, seed=seed)
-    whole = np.ones((1, len(base)))
-    found = {name: np.array([float(skill(name, draw, whole)[0]) for draw in draws]) for name in systems}
+    found, samples = skills(draws, base, groups, resamples=resamples, seed=seed)
     differences: dict[str, Any] = {}
     gains: dict[str, Gain] = {}
-    for other in systems:
+    for other in found:
         if other == EVERYWHERE:
             continue
         by_draw = found[EVERYWHERE] - found[other]

@@ -25,8 +25,7 @@ import pyarrow as pa
 
 from scaletot_jax.files import read_json, write_table
 from scaletot_jax.lm.config import LMConfig
-from scaletot_jax.parallel import distributed
-from scaletot_jax.parallel.distributed import gather, place
+from scaletot_jax.parallel.distributed import gather, leads, place
 from scaletot_jax.parallel.mesh import make_mesh
 from scaletot_jax.parallel.sharding import ShardingRules, batch_shardings
 from scaletot_jax.profiles.prepare import open_population
@@ -146,7 +145,7 @@ def train(
     key = jax.random.fold_in(jax.random.key(seed), ROLLOUT_STREAM)
     requests = jnp.arange(prompts * count).reshape(prompts, count)
     keeper = Keeper(stage, run.config["checkpoint"])
-    if distributed.leads() and (note := never_judged(settings)) is not None:
+    if leads() and (note := never_judged(settings)) is not None:
         print(f"osipo: {note}", file=sys.stderr)
     stopped: dict[str, int] = {}
     unit, done = keeper.resume(_unit(state, flight), data, stopped)

@@ -118,10 +118,8 @@ def two(place):
         group[killed].kill()
         codes = [code for code, _, _ in processes.finish(group)]
         assert codes.pop(killed) == -signal.SIGKILL
-        assert codes[0] in (
-            PreemptedError.exit_code,
-            -signal.SIGABRT,
-        )  # JAX aborts where its own thread finds out first
+        # JAX aborts where its own thread finds out first.
+        assert codes[0] in (PreemptedError.exit_code, -signal.SIGABRT)
         assert not (place / name / stage / "stage.json").exists()
     group = start_two(place, verbs, name)
     done = processes.finish(group)
@@ -158,11 +156,8 @@ def test_sigterm_saves_and_the_same_command_continues(place, alone):
     environ = processes.environment() | quick_compile.environment(place / "cache")
     group = processes.start(SLOW + VERBS, "sft", *arguments(place, "preempted"), processes=1, environ=environ)
     [process] = group
-    deadline = time.monotonic() + 120
     folder = place / "preempted" / "sft"
-    while len(read_steps(folder / "steps.jsonl")) < 1:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
+    wait_for_step(folder / "steps.jsonl", 1, group)
     process.send_signal(signal.SIGTERM)
     [(code, _, err)] = processes.finish(group)
     assert code == PreemptedError.exit_code == 75, err
